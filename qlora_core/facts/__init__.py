@@ -1,0 +1,1 @@
+"""What can be said about a model family. Standard library only."""

@@ -57,7 +57,7 @@ _HOMES = {
     "quantization_config": "models.quantization",
     "train": "training.train",
 }
-_ENGINE = {
+ENGINE_PACKAGES = {
     "accelerate", "bitsandbytes", "datasets", "jinja2", "peft", "rich", "safetensors", "torch",
     "transformers", "yaml",
 }  # fmt: skip
@@ -68,7 +68,8 @@ __all__ = [  # noqa: RUF022  (grouped by who needs them)
     # detection: no torch for a described family
     "detect", "Detection", "Registry",
     # the engine's parts, each usable without the others
-    "build_skeleton", "analyse", "Structure", "quantization_config", "load", "lora_config", "attach",
+    "build_skeleton", "analyse", "Structure",
+    "quantization_config", "load", "lora_config", "attach",
     "encode_conversation", "Encoded", "identify_prompt_format", "collator",
     "train", "TrainSettings", "Run",
 ]  # fmt: skip
@@ -80,7 +81,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in _ENGINE:
+        if (error.name or "").partition(".")[0] in ENGINE_PACKAGES:
             raise MissingEngine(error.name or "torch") from None
         raise
     globals()[name] = value

@@ -114,7 +114,9 @@ def _notices(config: ModelConfig) -> list[Notice]:
             )
         )
     heads = [str(name) for name in config.get("architectures") or ()]
-    if heads and not any("CausalLM" in h or "ConditionalGeneration" in h or "LMHead" in h for h in heads):
+    if heads and not any(
+        "CausalLM" in h or "ConditionalGeneration" in h or "LMHead" in h for h in heads
+    ):
         notices.append(
             Notice(
                 "head",

@@ -119,7 +119,9 @@ def judge(architecture: Architecture, config: ModelConfig) -> Verdict:
             if fnmatchcase(str(class_name), pattern):
                 return Verdict(name, Fit.CLASS_NAME, f"class {class_name!r} matches {pattern!r}")
     types = ", ".join(architecture.model_types)
-    return Verdict(name, Fit.NONE, f"claims model_type {types}" if types else "claims no model_type")
+    return Verdict(
+        name, Fit.NONE, f"claims model_type {types}" if types else "claims no model_type"
+    )
 
 
 def choose(
@@ -136,7 +138,8 @@ def choose(
         if name not in known:
             close = get_close_matches(name, known)
             raise BadInput(
-                f"no architecture is called {name!r}" + (f"; close: {', '.join(close)}" if close else ""),
+                f"no architecture is called {name!r}"
+                + (f"; close: {', '.join(close)}" if close else ""),
                 "`qlora-core plugins` lists them all",
             )
         own = next(v for v in verdicts if v.name == name)
@@ -159,7 +162,10 @@ def _fallback(
     inferred = registry.infer(config)
     if len(inferred) == 1:
         architecture, record = inferred[0]
-        reason = f"no family describes model_type {config.get('model_type')!r}; read off the model's structure by plugin {record.name!r}"
+        reason = (
+            f"no family describes model_type {config.get('model_type')!r}; "
+            f"read off the model's structure by plugin {record.name!r}"
+        )
         verdict = Verdict(architecture.name, Fit.FALLBACK, reason)
         return architecture, verdict, _sorted([verdict, *verdicts])
     if inferred:
@@ -168,8 +174,10 @@ def _fallback(
     known = sorted({t for a in registry.architectures.values() for t in a.model_types})
     close = get_close_matches(str(model_type), known)
     raise DetectionError(
-        f"nobody knows model_type {model_type!r}" + (f"; close: {', '.join(close)}" if close else ""),
-        "check config.json, name a family with --architecture, or write a plugin: `qlora-core plugins new`",
+        f"nobody knows model_type {model_type!r}"
+        + (f"; close: {', '.join(close)}" if close else ""),
+        "check config.json, name a family with --architecture, "
+        "or write a plugin: `qlora-core plugins new`",
     )
 
 
@@ -180,7 +188,8 @@ def _ambiguous(winners: Iterable[Verdict], registry: Registry) -> DetectionError
 
     names = [v.name for v in winners]
     return DetectionError(
-        f"{len(names)} architectures claim this model equally well: {', '.join(map(origin, names))}",
+        f"{len(names)} architectures claim this model equally well: "
+        + ", ".join(map(origin, names)),
         f"choose with --architecture {names[0] if names else 'NAME'}, switch one off with --block, "
         "or let one name the other in `supersedes`",
     )

@@ -12,7 +12,9 @@ LOCAL = "or give the path of a local folder"
 
 
 @contextmanager
-def clear_errors(hub_id: str, revision: str | None = None, *, offline: bool = False) -> Iterator[None]:
+def clear_errors(
+    hub_id: str, revision: str | None = None, *, offline: bool = False
+) -> Iterator[None]:
     """Raise BadInput in place of what huggingface_hub raises: gated, unknown, unreachable."""
     from huggingface_hub import errors
 
@@ -37,10 +39,14 @@ def clear_errors(hub_id: str, revision: str | None = None, *, offline: bool = Fa
             f"check the spelling, the connection and HF_ENDPOINT, {LOCAL}",
         ) from None
     except errors.HFValidationError:
-        raise BadInput(f"{hub_id!r} is neither a folder nor a possible Hub id", f"use OWNER/NAME, {LOCAL}") from None
+        raise BadInput(
+            f"{hub_id!r} is neither a folder nor a possible Hub id", f"use OWNER/NAME, {LOCAL}"
+        ) from None
     except (errors.HfHubHTTPError, ConnectionError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"{hub_id}: the Hub cannot be used: {line}", f"try again later, {LOCAL}") from None
+        raise BadInput(
+            f"{hub_id}: the Hub cannot be used: {line}", f"try again later, {LOCAL}"
+        ) from None
 
 
 def download(hub_id: str, filename: str, revision: str | None, *, offline: bool) -> Path | None:

@@ -80,7 +80,9 @@ class Registry:
         record = PluginRecord(path.stem, str(path), "file")
         try:
             self.add(_import_file(path), record)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an import may raise anything, SystemExit too
             raise PluginError(
                 f"plugin file {path}: {type(error).__name__}: {error}",
                 "mend the file, or leave out --plugin",
@@ -144,7 +146,10 @@ class Registry:
             except Exception as error:
                 log.warning(
                     "plugin %r failed in %s and is muted for this run: %s: %s",
-                    record.name, hook, type(error).__name__, error,
+                    record.name,
+                    hook,
+                    type(error).__name__,
+                    error,
                 )
                 self._set_aside(record, error)
 
@@ -172,7 +177,9 @@ class Registry:
         self._owner |= dict.fromkeys(families, record)
         record.provides = tuple(families)
 
-    def _ask(self, record: PluginRecord, hook: str, kind: type, known: dict[str, Any]) -> dict[str, Any]:
+    def _ask(
+        self, record: PluginRecord, hook: str, kind: type, known: dict[str, Any]
+    ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             if implementation.plugin_name != record.name:

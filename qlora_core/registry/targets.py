@@ -92,7 +92,9 @@ def _checked_regex(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise BadInput(f"--targets {pattern!r} is no valid expression: {error}", "mend it") from None
+        raise BadInput(
+            f"--targets {pattern!r} is no valid expression: {error}", "mend it"
+        ) from None
     return pattern
 
 

@@ -1,0 +1,33 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qlora_core.registry.manager import Registry
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it may be fetched."""
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    parser.add_argument("--offline", action="store_true", help="never touch the network")
+    parser.add_argument("--architecture", metavar="NAME", help="take this family, whatever fits")
+
+
+def add_plugin_flags(parser: argparse.ArgumentParser) -> None:
+    """Which plugins take part."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="also load this plugin file"
+    )
+    parser.add_argument(
+        "--block", action="append", default=[], metavar="NAME", help="switch this plugin off"
+    )
+
+
+def registry_from(arguments: argparse.Namespace) -> Registry:
+    """The registry that the plugin flags ask for."""
+    from qlora_core.registry.manager import Registry
+
+    return Registry.from_environment(files=arguments.plugin, block=arguments.block)

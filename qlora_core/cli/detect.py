@@ -1,0 +1,125 @@
+"""``qlora-core detect``: what is this model, and what should be trained in it?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from qlora_core.cli.common import add_model_flags, add_plugin_flags, registry_from
+
+if TYPE_CHECKING:
+    from qlora_core.registry.detection import Detection
+
+
+def add(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "detect",
+        help="find a model's family, target modules, tokenizer facts and prompt format",
+        description="Reads config.json (and tokenizer settings): no weights, no remote code, "
+        "no network unless a Hub id is given.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a folder, a config.json, or a Hub id")
+    parser.add_argument(
+        "--targets",
+        default="all",
+        metavar="SCOPE",
+        help="attention, all, all,experts, layer names, or a regular expression (default: all)",
+    )
+    parser.add_argument(
+        "--rank", type=int, default=16, help="for the parameter count (default: 16)"
+    )
+    parser.add_argument(
+        "--build", action="store_true", help="build the skeleton: coverage and memory"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=2048, metavar="N",
+        help="tokens per micro-batch (batch size times length) of the memory table (default: 2048)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="the stable machine-readable contract")
+    parser.add_argument(
+        "--explain", action="store_true", help="every family's verdict with its reason"
+    )
+    parser.add_argument("--for", dest="snippet", choices=("peft", "trl"), help="print code for it")
+    add_model_flags(parser)
+    add_plugin_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the detection in the form that was asked for."""
+    from qlora_core.registry.detect import detect
+
+    detection = detect(
+        arguments.model,
+        architecture=arguments.architecture,
+        targets=arguments.targets,
+        registry=registry_from(arguments),
+        revision=arguments.revision,
+        offline=arguments.offline,
+    )
+    plan = None
+    if arguments.build:
+        from qlora_core.models.coverage import with_structure
+        from qlora_core.models.memory import plan_memory
+
+        detection = with_structure(detection, rank=arguments.rank)
+        plan = plan_memory(detection, rank=arguments.rank, tokens=arguments.tokens)
+    if arguments.json:
+        print(json.dumps(detection.to_dict(), indent=2, ensure_ascii=False))
+    elif arguments.snippet:
+        from qlora_core.cli.snippets import snippet
+
+        print(snippet(detection, arguments.snippet, arguments.rank))
+    else:
+        print("\n".join(_lines(detection, explain=arguments.explain)))
+        if plan is not None:
+            print(
+                f"\nmemory of one training step, {arguments.tokens:,} tokens, rank {arguments.rank}"
+            )
+            print(plan.table())
+    return 0
+
+
+def _lines(detection: Detection, *, explain: bool) -> list[str]:
+    targets, tokenizer, prompt = detection.targets, detection.tokenizer, detection.prompt_format
+    modules = targets.target_modules
+    shown = modules if isinstance(modules, str) else " ".join(modules)
+    rows = [
+        ("model", detection.model),
+        ("architecture", f"{detection.architecture.name}  ({detection.reason})"),
+        ("provided by", f"{detection.provided_by} {detection.version}"),
+        (f"targets ({targets.scope})", shown or "(none)"),
+        ("  expert weights", " ".join(targets.target_parameters)),
+        ("  never below", targets.exclude_modules or ""),
+        ("stays 16-bit", " ".join(targets.keep_unquantized)),
+        ("pad, BOS", f"{_quoted(tokenizer['pad'])}, {_quoted(tokenizer['bos'])}"),
+        ("turn ends with", f"{_quoted(tokenizer['turn_end'])}  (from {tokenizer['source']})"),
+        ("prompt format", f"{prompt['name']}  (from {prompt['source']})"),
+        *_coverage_rows(detection),
+    ]  # fmt: skip
+    lines = [f"{name:<18}{value}" for name, value in rows if value]
+    for notice in detection.warnings:
+        lines += [f"warning [{notice.code}] {notice.message}", f"  -> {notice.remedy}"]
+    if explain:
+        lines += ["", "verdicts"]
+        lines += [f"  {v.fit.name.lower():<11}{v.name:<16}{v.reason}" for v in detection.verdicts]
+    return lines
+
+
+def _coverage_rows(detection: Detection) -> list[tuple[str, str]]:
+    coverage, trainable = detection.coverage, detection.trainable_parameters
+    if coverage is None or trainable is None:
+        return []
+    reach = f"{coverage['weights']:.1%} of the decoder's weights, {coverage['layers']:.0%} of its layers"
+    count, rank = trainable["count"], trainable["rank"]
+    return [
+        ("adapters reach", reach),
+        ("stays unquantized", f"{coverage['unquantized_bytes'] / 2**30:.2f} GiB"),
+        ("trainable", f"{count:,} parameters at rank {rank} ({trainable['fraction']:.2%})"),
+    ]
+
+
+def _quoted(token: str | None) -> str:
+    return "none" if token is None else repr(token)

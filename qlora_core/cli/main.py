@@ -1,0 +1,68 @@
+"""The command line: one subcommand per module of this package, errors in one line, exit codes.
+
+0 done, 1 the answer is no, 2 wrong usage or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from qlora_core import ENGINE_PACKAGES, __version__
+from qlora_core.cli import demo, detect, generate, merge, plugins, train
+from qlora_core.errors import MissingEngine, QloraError
+
+COMMANDS = (detect, train, generate, merge, plugins, demo)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line as a parser; imports nothing heavy."""
+    top = argparse.ArgumentParser(
+        prog="qlora-core",
+        description="QLoRA fine-tuning that knows your architecture.",
+        epilog="Start with: qlora-core demo, or qlora-core detect MODEL",
+    )
+    top.add_argument("--version", action="version", version=f"qlora-core {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Never shows a traceback for bad input."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _no_spinning()
+    namespace = parser().parse_args(arguments)
+    try:
+        return int(namespace.run(namespace))
+    except QloraError as error:
+        return _refuse(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ENGINE_PACKAGES:
+            return _refuse(MissingEngine(error.name or "torch"))
+        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _refuse(error: QloraError) -> int:
+    print(f"qlora-core: error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _no_spinning() -> None:
+    """Idle OpenMP threads sleep: on a shared machine spinning ones cost 2.5x wall time."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

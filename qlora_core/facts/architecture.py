@@ -79,6 +79,11 @@ class Architecture:
     prompt: PromptFormat
     """For base models: a tokenizer's own chat template always wins."""
     tokenizer: TokenizerPolicy = TokenizerPolicy()
+    register_classes: Callable[[], None] | None = None
+    """Makes classes that transformers does not ship known to it (``AutoConfig.register``).
+
+    Called before a model is built or loaded, never by ``detect``; may be called twice.
+    """
     prepare_tokenizer: Callable[[Any], None] | None = None
     """Only for what a fact cannot say. Called after the policy was applied."""
     prepare_model: Callable[[Any], None] | None = None

@@ -1,0 +1,5 @@
+from qlora_core.testing import ArchitectureContract
+
+
+class TestParrot(ArchitectureContract):
+    plugin = "parrot"

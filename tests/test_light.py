@@ -1,0 +1,92 @@
+"""The base install: no torch in the environment, and nothing heavy at start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pluggy
+import pytest
+
+import qlora_core
+from qlora_core.registry.detect import installed
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the base install holds, and nothing else."""
+    site = tmp_path_factory.mktemp("site")
+    shutil.copytree(Path(pluggy.__file__).parent, site / "pluggy")
+    shutil.copytree(ROOT / "qlora_core", site / "qlora_core")
+    shutil.copytree(ROOT / "plugins", site / "qlora_plugins")
+    info = site / "qlora_core-0.1.0.dist-info"
+    info.mkdir()
+    for name in ("METADATA", "entry_points.txt"):
+        (info / name).write_text(distribution("qlora-core").read_text(name))
+    return site
+
+
+def run(site: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that sees the standard library and ``site`` only."""
+    start = (
+        f"import sys; sys.path.append({str(site)!r}); "
+        "from qlora_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-I", "-S", "-c", start, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=site)
+
+
+def test_help_needs_no_torch(bare: Path) -> None:
+    helped = run(bare, "--help")
+    assert helped.returncode == 0, helped.stderr
+    assert "detect" in helped.stdout
+
+
+@pytest.mark.parametrize("command", ["detect", "train", "generate", "merge", "plugins", "demo"])
+def test_the_help_of_every_command_needs_no_torch(bare: Path, command: str) -> None:
+    helped = run(bare, command, "--help")
+    assert helped.returncode == 0, helped.stderr
+
+
+@pytest.mark.parametrize("name", sorted(installed().architectures))
+def test_every_family_is_detected_without_torch(bare: Path, tmp_path: Path, name: str) -> None:
+    example = installed().architectures[name].example
+    (tmp_path / "config.json").write_text(json.dumps(example))
+    found = run(bare, "detect", tmp_path, "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["architecture"]["name"] == name
+
+
+def test_a_family_that_needs_the_engine_says_how_to_install_it(bare: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nobody_described_this"}')
+    found = run(bare, "detect", tmp_path)
+    assert found.returncode == 2
+    assert 'pip install "qlora-core[train]"' in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_training_without_the_engine_says_how_to_install_it(bare: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "a"}\n')
+    trained = run(bare, "train", "--model", tmp_path, "--data", data, "--output", tmp_path / "out")
+    assert trained.returncode == 2
+    assert 'pip install "qlora-core[train]"' in trained.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = sorted(qlora_core.ENGINE_PACKAGES | {"huggingface_hub"})
+    code = f"import sys, qlora_core, qlora_core.cli.main; print([m for m in {heavy} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_every_public_name_resolves() -> None:
+    assert [name for name in qlora_core.__all__ if getattr(qlora_core, name, None) is None] == []

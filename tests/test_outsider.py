@@ -1,0 +1,68 @@
+"""A stranger's package enters by its own entry point and sits the same exam."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PARROT = ROOT / "examples" / "qlora-core-parrot"
+
+
+@pytest.fixture(scope="module")
+def outsider(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python of its own, in which everything of ours and the stranger's package are installed."""
+    folder = tmp_path_factory.mktemp("env")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    scheme = sysconfig.get_preferred_scheme("prefix")
+    paths = sysconfig.get_paths(scheme, {"base": str(folder), "platbase": str(folder)})
+    site = Path(paths["purelib"])
+    (site / "ours.pth").write_text(
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    )
+    python = Path(paths["scripts"]) / ("python.exe" if sys.platform == "win32" else "python")
+    # pip of this environment installs into the other one, without asking any index.
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
+    copy = tmp_path_factory.mktemp("source") / "parrot"
+    subprocess.run([sys.executable, "-c", f"import shutil; shutil.copytree({str(PARROT)!r}, {str(copy)!r})"], check=True)  # fmt: skip
+    subprocess.run([*command, "--no-build-isolation", copy], check=True)
+    return python
+
+
+def qlora_core(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", "qlora_core.cli.main", *arguments]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_it_is_listed_with_its_origin(outsider: Path) -> None:
+    listed = qlora_core(outsider, "plugins").stdout
+    assert "active   parrot         qlora-core-parrot 0.3.0  parrot" in listed
+
+
+def test_its_models_are_detected_without_a_word_from_us(outsider: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "parrot"}')
+    found = qlora_core(outsider, "detect", tmp_path)
+    assert "provided by       qlora-core-parrot 0.3.0" in found.stdout, found.stderr
+    assert "perch.qkv perch.out beak.open beak.close" in found.stdout
+
+
+def test_it_passes_the_contract(outsider: Path) -> None:
+    checked = qlora_core(outsider, "plugins", "check", "parrot")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert " passed" in checked.stdout
+
+
+def test_it_can_be_switched_off(outsider: Path, tmp_path: Path) -> None:
+    listed = qlora_core(outsider, "plugins", "--block", "parrot").stdout
+    assert "blocked  parrot" in listed
+
+
+def test_here_it_is_not_installed() -> None:
+    listed = qlora_core(Path(sys.executable), "plugins").stdout
+    assert "parrot" not in listed

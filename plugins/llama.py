@@ -1,24 +1,21 @@
 """Llama 1 to 3.x and its many descendants."""
 
-from qlora_core import Architecture, LoraTargets, PromptFormat, TokenizerPolicy, hookimpl
+from qlora_core import Architecture, LoraTargets, TokenizerPolicy, hookimpl
 
 llama = Architecture(
     name="llama",
     model_types=("llama",),
-    class_names=("Llama*ForCausalLM", "LLaMA*ForCausalLM"),
+    class_names=("LlamaForCausalLM", "LLaMAForCausalLM", "LLaMaForCausalLM"),
     targets=LoraTargets(
         attention=("q_proj", "k_proj", "v_proj", "o_proj"),
         mlp=("gate_proj", "up_proj", "down_proj"),
     ),
-    prompt=PromptFormat(
-        name="plain",
-        system="{content}\n\n",
-        user="### Instruction:\n{content}\n\n",
-        assistant="### Response:\n{content}{eos}\n\n",
-    ),
     tokenizer=TokenizerPolicy(
-        pad=("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>"),
+        pad=("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<unk>"),
         bos="required",
+        # Llama 3: the base vocabulary holds it untrained, so it only ends chat templates' turns.
+        turn_end="<|eot_id|>",
+        stop=("<|eom_id|>",),
     ),
     example={
         "model_type": "llama",

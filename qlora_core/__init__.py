@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qlora_core.data.collate import collator
     from qlora_core.data.encode import Encoded, encode_conversation, identify_prompt_format
     from qlora_core.facts.architecture import Architecture, Layout, LoraTargets
-    from qlora_core.facts.prompt import PromptFormat
+    from qlora_core.facts.prompt import PLAIN_PROMPT, PromptFormat
     from qlora_core.facts.tokenizer import TokenizerPolicy
     from qlora_core.models.adapters import attach, lora_config
     from qlora_core.models.loader import load
@@ -38,6 +38,7 @@ _HOMES = {
     "Encoded": "data.encode",
     "Layout": "facts.architecture",
     "LoraTargets": "facts.architecture",
+    "PLAIN_PROMPT": "facts.prompt",
     "PromptFormat": "facts.prompt",
     "Registry": "registry.manager",
     "Run": "training.runs",
@@ -64,7 +65,8 @@ ENGINE_PACKAGES = {
 
 __all__ = [  # noqa: RUF022  (grouped by who needs them)
     # facts: what plugins are made of
-    "Architecture", "LoraTargets", "Layout", "PromptFormat", "TokenizerPolicy", "hookimpl",
+    "Architecture", "LoraTargets", "Layout", "PromptFormat", "PLAIN_PROMPT", "TokenizerPolicy",
+    "hookimpl",
     # detection: no torch for a described family
     "detect", "Detection", "Registry",
     # the engine's parts, each usable without the others

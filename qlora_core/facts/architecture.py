@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qlora_core.facts.prompt import PromptFormat
+from qlora_core.facts.prompt import PLAIN_PROMPT, PromptFormat
 from qlora_core.facts.tokenizer import TokenizerPolicy
 
 ModelConfig = Mapping[str, Any]
@@ -76,7 +76,7 @@ class Architecture:
     """Families that give way to this one when both fit equally well."""
     targets: LoraTargets
     layout: Layout = Layout()
-    prompt: PromptFormat
+    prompt: PromptFormat = PLAIN_PROMPT
     """For base models: a tokenizer's own chat template always wins."""
     tokenizer: TokenizerPolicy = TokenizerPolicy()
     register_classes: Callable[[], None] | None = None

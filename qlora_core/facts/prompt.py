@@ -122,6 +122,15 @@ class PromptFormat:
             )
 
 
+PLAIN_PROMPT = PromptFormat(
+    name="plain",
+    system="{content}\n\n",
+    user="### Instruction:\n{content}\n\n",
+    assistant="### Response:\n{content}{eos}\n\n",
+)
+"""Plain-text markers, for base models: their chat tokens, where they have any, are untrained."""
+
+
 def _literal(template: str, content: str = "''", system: str = "''") -> str:
     """``template`` as a Jinja expression that evaluates to its text."""
     values = {

@@ -25,10 +25,12 @@ def tokenizer_facts(architecture: Architecture, folder: ModelFolder | None) -> d
     eos = _token(settings.get("eos_token"))
     added = _added_tokens(settings)
     pad = _token(settings.get("pad_token")) or next((t for t in policy.pad if t in added), None)
+    template = chat_template(folder, settings) if folder else None
     turn_end = policy.turn_end or eos
-    if settings and added and policy.turn_end not in added:
-        turn_end = eos
-    stop = [token for token in (turn_end, eos, *policy.stop) if token]
+    if settings and (policy.turn_end or "") not in (template or ""):
+        turn_end = eos  # a base model's vocabulary may hold it too, untrained
+    known = [t for t in (policy.turn_end, *policy.stop) if not settings or t in added]
+    stop = [token for token in (turn_end, eos, *known) if token]
     return {
         "pad": pad,
         "bos": _token(settings.get("bos_token")),

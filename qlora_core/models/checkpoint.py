@@ -1,0 +1,193 @@
+"""The files of a checkpoint: fetched when they are on the Hub, and whole before anything loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_core.errors import BadInput
+from qlora_core.registry import hub
+from qlora_core.registry.files import ModelFolder, read_json
+
+SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+WEIGHTS = "*.safetensors"
+IGNORED = ("*/*", "consolidated*")
+"""What a repository holds beside the model itself: other formats, the original release."""
+
+
+def fetch(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
+    """The local folder of ``model``: itself, or a Hub repository's snapshot in the Hub's cache.
+
+    Shows huggingface_hub's progress. Raises BadInput for an id that is gated, mistyped or out
+    of reach, and before a download that does not fit on the disk.
+    """
+    source = ModelFolder(model, revision=revision, offline=offline)
+    if source.folder is not None:
+        return source.folder
+    patterns = [*SETTINGS, WEIGHTS, *(("*.py",) if trust_remote_code else ())]
+    return _download(source.name, patterns, revision, offline=offline)
+
+
+def _download(hub_id: str, patterns: list[str], revision: str | None, *, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": patterns,
+        "ignore_patterns": list(IGNORED),
+        "local_files_only": offline,
+    }
+    with hub.clear_errors(hub_id, revision, offline=offline):
+        if not offline:
+            require_room(hub_id, _bytes_to_download(hub_id, revision, patterns), _cache())
+        return Path(snapshot_download(hub_id, **wanted))
+
+
+def _bytes_to_download(hub_id: str, revision: str | None, patterns: list[str]) -> int:
+    """The sizes that the Hub states, of the files that the cache does not hold yet."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.utils import filter_repo_objects
+
+    info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
+    files = filter_repo_objects(
+        info.siblings or [],
+        allow_patterns=patterns,
+        ignore_patterns=list(IGNORED),
+        key=lambda file: file.rfilename,
+    )
+    return sum(
+        file.size or 0
+        for file in files
+        if not isinstance(try_to_load_from_cache(hub_id, file.rfilename, revision=info.sha), str)
+    )
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def require_room(name: str, needed: int, where: Path) -> None:
+    """Raise BadInput where ``where`` has fewer than ``needed`` bytes left."""
+    existing = next(path for path in (where, *where.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise BadInput(
+            f"{name} needs {needed / 2**30:.1f} GiB more on the disk of {where}, "
+            f"which has {free / 2**30:.1f} GiB left",
+            "free some space, or set HF_HOME to a folder on a larger disk",
+        )
+
+
+def refuse_other_quantization(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the checkpoint is already 4-bit by bitsandbytes; False for a 16-bit one.
+
+    Raises BadInput for checkpoints that another method has quantized.
+    """
+    settings = config.get("quantization_config")
+    if not isinstance(settings, Mapping):
+        text = config.get("text_config")
+        settings = text.get("quantization_config") if isinstance(text, Mapping) else None
+    if not isinstance(settings, Mapping):
+        return False
+    method = str(settings.get("quant_method", "bitsandbytes"))
+    if method == "bitsandbytes" and settings.get("load_in_4bit"):
+        return True
+    if method == "bitsandbytes":
+        method = "bitsandbytes 8-bit"
+    raise BadInput(
+        f"{name} is already quantized by {method}; QLoRA needs 16-bit weights or bitsandbytes 4-bit",
+        "take the 16-bit original of this model (its card usually names it)",
+    )
+
+
+def require_whole_weights(folder: Path) -> list[Path]:
+    """The safetensors files of ``folder``, each checked to be there and of its stated length.
+
+    Reads headers only. Raises BadInput for a folder without safetensors, a missing shard,
+    a truncated file and a Git LFS pointer.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = read_index(index)
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise BadInput(
+                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])}",
+                "download the model again",
+            )
+        files = [folder / name for name in shards]
+    elif (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
+    else:
+        raise _no_safetensors(folder)
+    for file in files:
+        tensor_names(file)
+    return files
+
+
+def read_index(index: Path) -> list[str]:
+    """The shards that an index names. Raises BadInput for one that names files elsewhere."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{index} is no index of weight files", "download it again") from None
+    for name in shards:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise BadInput(f"{index} names the file {name!r}", "an index names files beside it")
+    return shards
+
+
+def tensor_names(file: Path) -> list[str]:
+    """The tensors of a safetensors file, by its header. Raises BadInput where it is not whole."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if start == b"version ":
+            raise BadInput(
+                f"{file} is a Git LFS pointer, not the weights",
+                "run `git lfs pull` in that folder, or download the model with `hf download`",
+            )
+        length = int.from_bytes(start, "little")
+        header = stream.read(length) if 2 <= length <= size - 8 else b""
+    try:
+        entries: dict[str, Any] = json.loads(header)
+        entries.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{file} is not a whole safetensors file", "download it again") from None
+    if size != 8 + length + end:
+        raise BadInput(
+            f"{file} has {size:,} bytes and should have {8 + length + end:,}: it is cut or corrupt",
+            "download it again",
+        )
+    return list(entries)
+
+
+def _no_safetensors(folder: Path) -> BadInput:
+    others = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    if others:
+        return BadInput(
+            f"{folder} holds its weights only as {others[0]}: such files can run code when opened",
+            "take a revision with safetensors, or convert it (safetensors' `convert` Space)",
+        )
+    return BadInput(
+        f"{folder} holds no model.safetensors",
+        "give the folder of a whole model; a download may have been interrupted",
+    )
+
+
+def is_quantized_folder(folder: Path) -> bool:
+    """Whether the folder's config says that bitsandbytes made its weights 4-bit."""
+    return refuse_other_quantization(read_json(folder / "config.json"), str(folder))

@@ -1,0 +1,298 @@
+"""What becomes 4-bit, what must not, and what really is 4-bit after loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.parametrize import Bnb4bitParametrization
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
+from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+
+from qlora_core.errors import CheckFailed
+from qlora_core.facts.architecture import Architecture
+from qlora_core.models.devices import choose_compute_dtype, choose_device
+from qlora_core.registry.detection import Detection
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a model: how many weight tensors, how many weights, how many bytes in memory."""
+
+    tensors: int = 0
+    weights: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Share) -> Share:
+        return Share(
+            self.tensors + other.tensors, self.weights + other.weights, self.bytes + other.bytes
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationReport:
+    """What is 4-bit in a loaded model and what is not, by reason."""
+
+    method: str | None
+    """``nf4`` or ``fp4``; None where nothing is quantized."""
+    quantized: Share
+    unquantized: Mapping[str, Share]
+    """Reason -> share: head, embedding, norms and biases, kept by the family, ..."""
+    missed: tuple[str, ...] = ()
+    """Linear layers that could be 4-bit, are not, and that nobody asked to keep."""
+
+    @property
+    def total(self) -> Share:
+        """The whole model."""
+        return sum(self.unquantized.values(), self.quantized)
+
+    @property
+    def fraction(self) -> float:
+        """The share of the model's weights that are 4-bit, from 0 to 1."""
+        return self.quantized.weights / max(self.total.weights, 1)
+
+    def summary(self) -> str:
+        """One line for people."""
+        rest = sorted(self.unquantized.items(), key=lambda item: -item[1].bytes)
+        kept = ", ".join(f"{reason} {_size(share.bytes)}" for reason, share in rest)
+        if self.method is None:
+            return f"not quantized: {_size(self.total.bytes)} ({kept})"
+        return (
+            f"{self.method.upper()}: {self.fraction:.1%} of {self.total.weights:,} weights "
+            f"({self.quantized.tensors} tensors, {_size(self.quantized.bytes)}); not 4-bit: {kept}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as ``run.json`` records them."""
+        return {
+            "method": self.method,
+            "fraction": self.fraction,
+            "bytes": self.total.bytes,
+            "quantized": asdict(self.quantized),
+            "unquantized": {reason: asdict(share) for reason, share in self.unquantized.items()},
+            "missed": list(self.missed),
+        }
+
+    def require_complete(self) -> None:
+        """Raise CheckFailed, naming them, where linear layers were left in 16 bits unasked."""
+        if self.method is not None and self.missed:
+            names = ", ".join(self.missed[:6]) + (", ..." if len(self.missed) > 6 else "")
+            raise CheckFailed(
+                f"{len(self.missed)} linear layers should be 4-bit and are not: {names}",
+                "name them in the family's `keep_unquantized` if that is meant; else report it",
+            )
+
+
+def quantization_config(
+    model: nn.Module | Detection | Architecture | None = None,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    double_quantization: bool = True,
+    quant_type: str = "nf4",
+) -> BitsAndBytesConfig:
+    """The settings of the QLoRA paper for transformers' ``from_pretrained``.
+
+    4-bit NormalFloat, double quantization, compute dtype by hardware; the modules to skip are
+    those of the family *and* those transformers keeps anyway (a list given to transformers
+    replaces its own, and the output head would become 4-bit).
+
+    ``model`` is a model or its skeleton on the meta device, a detection, a family, or None for
+    transformers' own list.
+    """
+    if compute_dtype is None:
+        compute_dtype = choose_compute_dtype(choose_device())
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double_quantization,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=_skip_list(model),
+    )
+
+
+def _skip_list(model: nn.Module | Detection | Architecture | None) -> list[str] | None:
+    if model is None:
+        return None
+    if isinstance(model, Architecture):
+        return family_skips(model)
+    if isinstance(model, Detection):
+        from qlora_core.models.skeleton import build_skeleton
+
+        names = [*family_skips(model.architecture), *library_skips(build_skeleton(model.config))]
+    else:
+        from qlora_core.registry.detect import detect
+
+        names = [*family_skips(detect(model).architecture), *library_skips(model)]
+    return list(dict.fromkeys(names))
+
+
+def family_skips(architecture: Architecture) -> list[str]:
+    """Names of the head and of what the family keeps unquantized."""
+    return [*architecture.layout.head, *architecture.targets.keep_unquantized]
+
+
+def library_skips(model: nn.Module) -> list[str]:
+    """Names that transformers itself would not quantize: head, tied weights, float32 modules.
+
+    A class may name a parameter (``classifier.weight``), which transformers compares with
+    module names in vain; here the module is meant.
+    """
+    names = set(get_keys_to_not_convert(model))
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+        names |= set(getattr(model, attribute, None) or ())
+    return sorted(name.removesuffix(".weight") for name in names)
+
+
+def is_within(path: str, names: Iterable[str]) -> bool:
+    """Whether one of ``names`` stands in ``path`` as whole dotted components."""
+    return any(f".{name}." in f".{path}." for name in names)
+
+
+def convertible(module: nn.Module) -> bool:
+    """Whether ``module`` computes what a 4-bit linear layer can compute.
+
+    True for ``nn.Linear``, ``Conv1D`` (a linear layer with a transposed weight) and those
+    subclasses of ``nn.Linear`` whose forward gives what ``F.linear`` gives.
+    """
+    if isinstance(module, Linear4bit):
+        return False
+    if isinstance(module, Conv1D):
+        return True
+    return isinstance(module, nn.Linear) and computes_linear(type(module))
+
+
+@cache
+def computes_linear(cls: type[nn.Linear]) -> bool:
+    """Whether instances of ``cls`` compute ``F.linear``, found out by asking a tiny one."""
+    if cls is nn.Linear:
+        return True
+    probe = cls.__new__(cls)
+    nn.Linear.__init__(probe, 8, 4, device="cpu", dtype=torch.float32)
+    inputs = torch.linspace(-1, 1, 48, device="cpu", dtype=torch.float32).reshape(2, 3, 8)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = probe(inputs)
+            expected = nn.functional.linear(inputs, probe.weight, probe.bias)
+    except Exception:  # whatever it needs, a plain linear layer does not need it
+        return False
+    return isinstance(output, torch.Tensor) and torch.allclose(output, expected, atol=1e-5)
+
+
+def count_quantized(
+    model: nn.Module, architecture: Architecture | None = None
+) -> QuantizationReport:
+    """Count what is 4-bit in ``model`` and what is not, each weight once, by reason.
+
+    ``architecture`` tells what the family keeps unquantized and why.
+    """
+    method, quantized, missed = None, Share(), []
+    unquantized: dict[str, Share] = {}
+    reasons = _Reasons(model, architecture)
+    for path, module, name, parameter in _parameters(model):
+        state = quant_state(module, name)
+        if state is not None:
+            method = str(state.quant_type)
+            quantized += Share(1, state.shape.numel(), _bytes(parameter) + _state_bytes(state))
+            continue
+        reason = reasons.of(path, module, name, parameter)
+        if reason == MISSED:
+            missed.append(path)
+        share = Share(1, parameter.numel(), _bytes(parameter))
+        unquantized[reason] = unquantized.get(reason, Share()) + share
+    return QuantizationReport(
+        method=method, quantized=quantized, unquantized=unquantized, missed=tuple(missed)
+    )
+
+
+def quant_state(module: nn.Module, name: str) -> Any:
+    """bitsandbytes' state of a 4-bit parameter, None for any other parameter.
+
+    ``name`` is the parameter's own name in ``module``: ``weight`` of a 4-bit linear layer,
+    ``original`` of a 4-bit parametrization.
+    """
+    if isinstance(module, Linear4bit) and name == "weight":
+        return module.weight.quant_state
+    if isinstance(module, ParametrizationList) and name == "original":
+        first = module[0]
+        return first.quant_state if isinstance(first, Bnb4bitParametrization) else None
+    return None
+
+
+MISSED = "linear layers left out"
+
+
+class _Reasons:
+    """Why a parameter is not 4-bit."""
+
+    def __init__(self, model: nn.Module, architecture: Architecture | None) -> None:
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        self.head = head
+        self.kept = dict(architecture.targets.keep_unquantized) if architecture else {}
+        self.experts = architecture.targets.experts if architecture else ()
+        self.checkpoint = _checkpoint_skips(model)
+        self.library = library_skips(model) if hasattr(model, "all_tied_weights_keys") else []
+
+    def of(self, path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> str:
+        if "lora_" in path:
+            return "adapters"
+        if module is self.head:
+            return "head"
+        if isinstance(module, nn.Embedding):
+            return "embeddings"
+        if parameter.ndim < 2:
+            return "norms and biases"
+        if is_within(path, self.kept):
+            return "kept by the family"
+        if is_within(path, self.library):
+            return "kept by transformers (tied or float32)"
+        if is_within(path, self.checkpoint):
+            return "kept by the checkpoint"
+        if isinstance(module, _ConvNd):
+            return "convolutions"
+        if convertible(module):
+            return MISSED
+        if isinstance(module, nn.Linear):
+            return f"not convertible ({type(module).__name__})"
+        if parameter.ndim == 3 or is_within(f"{path}.{name}", self.experts):
+            return "expert stacks"
+        return "other parameters"
+
+
+def _checkpoint_skips(model: nn.Module) -> list[str]:
+    settings = getattr(getattr(model, "config", None), "quantization_config", None)
+    return list(getattr(settings, "llm_int8_skip_modules", None) or ())
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """(module path, module, parameter's name in it, parameter), each parameter once."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield path, module, name, parameter
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _state_bytes(state: Any) -> int:
+    """Block scales, and with double quantization the scales of the scales."""
+    inner = state.state2.absmax if state.nested else None
+    return _bytes(state.absmax) + (_bytes(inner) if inner is not None else 0)
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"

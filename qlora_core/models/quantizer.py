@@ -1,0 +1,189 @@
+"""transformers' 4-bit quantizer, taught what it leaves in 16 bits: subclasses and experts.
+
+transformers converts modules whose type is exactly ``nn.Linear`` (or ``Conv1D``). A family with
+a subclass of its own, and the 3-D expert parameters of mixture-of-experts families, stay in
+16 bits there, without a word. This quantizer reads the checkpoint through transformers' own
+loader (weight converters, shards, device placement) and quantizes those too, one tensor at a
+time. After loading the model looks like any 4-bit bitsandbytes model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from bitsandbytes.functional import quantize_4bit
+from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.parametrize import replace_parameter_4bit_prequantized
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.integrations.bitsandbytes import Bnb4bitQuantize, replace_with_bnb_linear
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.utils.quantization_config import QuantizationMethod
+
+from qlora_core.models.quantization import convertible, is_within, library_skips
+
+METHOD = "qlora_core_4bit"
+
+
+@register_quantization_config(METHOD)
+class QloraConfig(BitsAndBytesConfig):  # type: ignore[misc]  # transformers ships no types
+    """bitsandbytes' 4-bit settings, and the names of expert parameters to quantize as well."""
+
+    def __init__(self, expert_parameters: list[str] | None = None, **settings: Any) -> None:
+        for key in ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"):
+            settings.pop(key, None)
+        settings.pop("quant_method", None)
+        super().__init__(load_in_4bit=True, **settings)
+        self.expert_parameters = expert_parameters or []
+        self.quant_method = METHOD
+
+    @classmethod
+    def from_folder(
+        cls, settings: Mapping[str, Any], dtype: torch.dtype, expert_parameters: list[str]
+    ) -> QloraConfig:
+        """The settings that a 4-bit folder's ``config.json`` states, computing in ``dtype``."""
+        return cls(
+            **{**settings, "bnb_4bit_compute_dtype": dtype, "expert_parameters": expert_parameters}
+        )
+
+    def to_folder_dict(self) -> dict[str, Any]:
+        """As a folder's config would state it, so that this quantizer is chosen for it.
+
+        transformers takes its own quantizer wherever ``load_in_4bit`` stands.
+        """
+        settings = self.to_dict()
+        for key in ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"):
+            settings.pop(key, None)
+        return settings
+
+    def plain(self) -> BitsAndBytesConfig:
+        """The settings as bitsandbytes alone knows them."""
+        settings = self.to_dict()
+        settings.pop("expert_parameters")
+        settings["quant_method"] = QuantizationMethod.BITS_AND_BYTES
+        return BitsAndBytesConfig.from_dict(settings)
+
+
+@register_quantizer(METHOD)
+class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers ships no types
+    """Quantizes while transformers loads."""
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        settings = self.quantization_config
+        names = list(settings.llm_int8_skip_modules or ())
+        if not (self.pre_quantized and names):
+            names += library_skips(model)
+        kept = [path for path, _ in model.named_modules() if path and is_within(path, names)]
+        _make_plain(model, set(kept))
+        replace_with_bnb_linear(
+            model,
+            # exact: transformers takes names as prefixes and suffixes, by rules that changed
+            modules_to_not_convert=[f"{re.escape(path)}$" for path in kept],
+            quantization_config=settings,
+            pre_quantized=self.pre_quantized,
+        )
+        settings.llm_int8_skip_modules = list(dict.fromkeys(names))
+        model.quantization_method = QuantizationMethod.BITS_AND_BYTES
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
+        """Also true for the expert parameters that the family names."""
+        return super().param_needs_quantization(model, param_name) or self._is_expert(param_name)
+
+    def get_quantize_ops(self) -> Bnb4bitQuantize:
+        """The operation that turns one loaded tensor into its 4-bit form."""
+        return _Quantize(self)
+
+    def _is_expert(self, parameter: str) -> bool:
+        names = self.quantization_config.expert_parameters
+        return any(f".{parameter}".endswith(f".{name}") for name in names)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        stacks = [(p, w) for p, w in model.named_parameters() if hasattr(w, "expert_state")]
+        for path, parameter in stacks:
+            _parametrize(model, path, parameter)
+        model.config.quantization_config = self.quantization_config.plain()
+        kind = _Unsaved if stacks else Bnb4BitHfQuantizer
+        model.hf_quantizer = kind(
+            model.config.quantization_config, pre_quantized=self.pre_quantized
+        )
+        return super()._process_model_after_weight_loading(model)
+
+
+class _Unsaved(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers ships no types
+    """For models with 4-bit expert stacks, which transformers cannot write back to files."""
+
+    def is_serializable(self) -> bool:
+        """Never: ``save_pretrained`` refuses (adapters and merged models are saved as ever)."""
+        return False
+
+
+class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers ships no types
+    """Linear weights as transformers does; expert stacks as packed bytes that carry their state."""
+
+    def convert(
+        self, input_dict: dict[str, Any], model: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        result = {}
+        for name, value in input_dict.items():
+            module = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(module, Linear4bit) and name.endswith(".weight"):
+                result |= super().convert({name: value}, model=model, **kwargs)
+            elif self.hf_quantizer.param_needs_quantization(model, name):
+                result[name] = self._pack(value[0] if isinstance(value, list) else value)
+            else:
+                result[name] = value
+        return result
+
+    def _pack(self, value: torch.Tensor) -> nn.Parameter:
+        settings = self.hf_quantizer.quantization_config
+        packed, state = quantize_4bit(
+            value.contiguous(),
+            compress_statistics=settings.bnb_4bit_use_double_quant,
+            quant_type=settings.bnb_4bit_quant_type,
+        )
+        parameter = nn.Parameter(packed, requires_grad=False)
+        parameter.expert_state = state  # type: ignore[attr-defined]  # until it is parametrized
+        return parameter
+
+
+def _make_plain(model: nn.Module, kept: set[str]) -> None:
+    """Replace subclasses that compute ``F.linear`` by ``nn.Linear``, on the meta device."""
+    for path, module in list(model.named_modules()):
+        if path in kept or type(module) is nn.Linear or not isinstance(module, nn.Linear):
+            continue
+        if convertible(module):
+            plain = nn.Linear(
+                module.in_features,
+                module.out_features,
+                bias=module.bias is not None,
+                device="meta",
+                dtype=module.weight.dtype,
+            )
+            model.set_submodule(path, plain)
+
+
+def _parametrize(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    """Let the module see the dequantized stack wherever it reads the parameter."""
+    owner, _, name = path.rpartition(".")
+    state = parameter.expert_state  # type: ignore[attr-defined]  # set by _pack
+    del parameter.expert_state
+    replace_parameter_4bit_prequantized(
+        model.get_submodule(owner), name, state.as_dict(packed=True), parameter.device
+    )
+
+
+def prepare_for_training(model: nn.Module) -> None:
+    """Freeze the base and keep bitsandbytes from repacking 4-bit weights on CPUs.
+
+    bitsandbytes repacks in place at the first evaluation on CPUs with AVX512-BF16; training
+    after that computes with weights in another order.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False

@@ -13,7 +13,8 @@ from qlora_core.errors import MissingEngine
 
 if TYPE_CHECKING:
     from qlora_core.data.collate import collator
-    from qlora_core.data.encode import Encoded, encode_conversation, identify_prompt_format
+    from qlora_core.data.encode import Encoded, encode_conversation
+    from qlora_core.data.formats import identify_prompt_format
     from qlora_core.facts.architecture import Architecture, Layout, LoraTargets
     from qlora_core.facts.prompt import PLAIN_PROMPT, PromptFormat
     from qlora_core.facts.tokenizer import TokenizerPolicy
@@ -52,7 +53,7 @@ _HOMES = {
     "detect": "registry.detect",
     "encode_conversation": "data.encode",
     "hookimpl": "registry.hooks",
-    "identify_prompt_format": "data.encode",
+    "identify_prompt_format": "data.formats",
     "load": "models.loader",
     "lora_config": "models.adapters",
     "quantization_config": "models.quantization",

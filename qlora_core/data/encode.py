@@ -1,0 +1,187 @@
+"""From a conversation to token ids and labels, by one path that training and checks share.
+
+Rendered once by the tokenizer's own chat template, tokenized once, and labelled by character
+spans. Learned is what an assistant says and the token that ends its turn; nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_core.data.backend import Span, Tokens
+from qlora_core.data.codec import Codec, codec_of, source_of
+from qlora_core.data.inject import encode_untrusted
+from qlora_core.data.system import render_whole
+from qlora_core.data.template import Message
+from qlora_core.data.turn_ends import with_ends
+from qlora_core.facts.prompt import PromptFormat
+from qlora_core.facts.tokenizer import TokenizerPolicy
+
+IGNORED = -100
+"""The label of a token that is not learned (PyTorch's cross entropy skips it)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One sample: text, ids and labels that cannot disagree.
+
+    ``labels`` has the length of ``input_ids``: the id itself where it is learned, else -100.
+    ``learned`` are the character spans of ``text`` that are learned. ``notes`` are the codes
+    of what was done to the conversation. ``truncated`` counts the tokens cut from the start
+    of the prompt (``text`` stays whole), ``answers_lost`` the earlier answers cut with them.
+    ``fits`` is False when the last answer alone is longer than ``max_length``: such a sample
+    is left whole, and must be dropped.
+    """
+
+    text: str
+    input_ids: list[int]
+    labels: list[int]
+    learned: list[Span]
+    notes: tuple[str, ...] = ()
+    truncated: int = 0
+    answers_lost: int = 0
+    fits: bool = True
+
+    @property
+    def learned_tokens(self) -> int:
+        """How many tokens carry a label."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+def encode_conversation(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    prompt_format: PromptFormat | None = None,
+    policy: TokenizerPolicy | None = None,
+    tools: Sequence[Any] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
+    trusted_roles: Sequence[str] = (),
+) -> Encoded:
+    """One conversation as text, token ids and labels.
+
+    ``messages`` are mappings with ``role`` and ``content``. The text is what the tokenizer's
+    chat template renders (``prompt_format`` replaces the template), plus what must not be
+    missing: a system text that the template leaves out is merged into the user turn that
+    follows, and an end-of-turn token is appended where the template ends no turn.
+
+    Control tokens that are spelt out in a message stay plain text, but for the roles in
+    ``trusted_roles``. Raises BadInput where the template itself refuses the conversation, or
+    where an answer cannot be found in the text for sure.
+    """
+    policy = policy or TokenizerPolicy()
+    codec = codec_of(tokenizer, policy)
+    template = codec.template(source_of(tokenizer, prompt_format, tools), template_kwargs or {})
+    rendering, messages = render_whole(template, messages, tools)
+    ends = codec.ends(template)
+    answers = list(rendering.spans.values())
+    suffix = ""
+    while True:
+        text = rendering.text + suffix
+        tokens, control, done = encode_untrusted(
+            codec.backend, template, messages, tools, rendering.text,
+            suffix=suffix, trusted_roles=trusted_roles,
+        )  # fmt: skip
+        spans = with_ends(text, answers, control, codec.backend.names, ends, codec.eos)
+        if suffix or codec.end is None or messages[-1]["role"] != "assistant" or spans[-1][1]:
+            break
+        suffix = codec.end
+        done.append("end-of-turn-appended")
+    notes = [*rendering.notes, *done]
+    if suffix:
+        notes.append("end-of-turn-appended")
+    if template.uses_clock:
+        notes.append("clock-frozen")
+    return _sample(text, tokens, [span for span, _ in spans], notes, codec, max_length)
+
+
+def encode_text(
+    tokenizer: Any,
+    text: str,
+    *,
+    policy: TokenizerPolicy | None = None,
+    max_length: int | None = None,
+) -> Encoded:
+    """Raw text, learned whole, with the BOS token that the family wants and an EOS token.
+
+    Control tokens that are spelt out in ``text`` stay plain text. A text that is longer than
+    ``max_length`` does not fit: it is left whole, for the caller to split or to drop.
+    """
+    codec = codec_of(tokenizer, policy or TokenizerPolicy())
+    start, end = codec.raw_bos, codec.eos or ""
+    whole = start + text + end
+    tokens = codec.backend.encode(whole)
+    notes = []
+    if codec.backend.spells_control(text):
+        shift, stop = len(start), len(start) + len(text)
+        names = codec.backend.names
+        kept = [
+            (i, s) for i, s in codec.backend.control_tokens(tokens, whole)
+            if (s[1] <= shift or s[0] >= stop) and i in names
+        ]  # fmt: skip
+        tokens = codec.backend.encode_inert(whole, kept)
+        notes.append("injection-neutralised")
+    sample = _sample(whole, tokens, [(len(start), len(whole))], notes, codec, None)
+    fits = max_length is None or len(sample.input_ids) <= max_length
+    return Encoded(**{**vars(sample), "fits": fits})
+
+
+def _sample(
+    text: str,
+    tokens: Tokens,
+    learned: list[Span],
+    notes: list[str],
+    codec: Codec,
+    max_length: int | None,
+) -> Encoded:
+    labels = _labels(tokens, learned)
+    ids = list(tokens.ids)
+    lost, answers_lost, fits = 0, 0, True
+    if max_length is not None and len(ids) > max_length:
+        head = 1 if ids[0] == codec.bos_id else 0
+        cut = _cut(labels, head, len(ids) - max_length)
+        if cut is None:
+            fits = False
+            notes.append("answer-does-not-fit")
+        else:
+            lost = cut - head
+            answers_lost = _runs(labels) - _runs(labels[cut:])
+            ids, labels = ids[:head] + ids[cut:], labels[:head] + labels[cut:]
+            notes.append("truncated")
+    return Encoded(
+        text=text, input_ids=ids, labels=labels, learned=learned,
+        notes=tuple(dict.fromkeys(notes)), truncated=lost, answers_lost=answers_lost, fits=fits,
+    )  # fmt: skip
+
+
+def _labels(tokens: Tokens, learned: Sequence[Span]) -> list[int]:
+    """The ids of tokens that overlap a learned span, -100 elsewhere."""
+    labels = [IGNORED] * len(tokens.ids)
+    number = 0
+    for i, (start, end) in enumerate(tokens.offsets):
+        while number < len(learned) and learned[number][1] <= start:
+            number += 1
+        if number == len(learned):
+            break
+        if learned[number][0] < max(end, start + 1):
+            labels[i] = tokens.ids[i]
+    return labels
+
+
+def _cut(labels: Sequence[int], head: int, excess: int) -> int | None:
+    """Where to go on after the head so that ``excess`` tokens go and no answer is cut.
+
+    None when the last answer would be.
+    """
+    cut = head + excess
+    while cut < len(labels) and labels[cut] != IGNORED and labels[cut - 1] != IGNORED:
+        cut += 1
+    return cut if any(label != IGNORED for label in labels[cut:]) else None
+
+
+def _runs(labels: Sequence[int]) -> int:
+    before = (IGNORED, *labels[:-1])
+    return sum(x != IGNORED and b == IGNORED for x, b in zip(labels, before, strict=True))

@@ -1,0 +1,55 @@
+"""Render a conversation whole: no system text is lost, and no template is asked too much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qlora_core.data.spans import Rendering, locate
+from qlora_core.data.template import ChatTemplate, Message
+from qlora_core.errors import BadInput
+
+
+def render_whole(
+    template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Any] | None
+) -> tuple[Rendering, list[dict[str, Any]]]:
+    """The rendering, and the messages as they were rendered.
+
+    A system text that the template refuses or leaves out is put before the user turn that
+    follows it. Raises BadInput where the template refuses the conversation itself.
+    """
+    given = [dict(message) for message in messages]
+    if not given:
+        raise BadInput("the conversation is empty", "leave it out")
+    systems = [n for n, message in enumerate(given) if message.get("role") == "system"]
+    try:
+        rendering = locate(template, given, tools)
+    except BadInput:
+        if not systems:
+            raise
+        merged = merge_system(given, systems)
+        rendering = locate(template, merged, tools)
+    else:
+        if not rendering.missing:
+            return rendering, given
+        merged = merge_system(given, rendering.missing)
+        rendering = locate(template, merged, tools)
+    rendering.notes.append("system-merged")
+    return rendering, merged
+
+
+def merge_system(messages: Sequence[Message], numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """The messages with the system texts ``numbers`` moved into the user turns that follow."""
+    merged: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    for number, message in enumerate(messages):
+        if number in numbers:
+            waiting.append(str(message.get("content") or ""))
+        elif waiting and message["role"] == "user" and isinstance(message.get("content"), str):
+            merged.append({**message, "content": "\n\n".join([*waiting, message["content"]])})
+            waiting = []
+        else:
+            merged.append(dict(message))
+    if waiting:
+        merged.insert(0, {"role": "user", "content": "\n\n".join(waiting)})
+    return merged

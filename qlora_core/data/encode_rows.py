@@ -1,0 +1,233 @@
+"""Rows to samples: each one recognised, checked, encoded, and counted where it is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from qlora_core.data.collate import Sample
+from qlora_core.data.columns import Columns, recognise
+from qlora_core.data.encode import IGNORED, Encoded, encode_conversation, encode_text
+from qlora_core.data.json_rows import Row
+from qlora_core.data.problems import Problems
+from qlora_core.data.report import Count
+from qlora_core.data.rows import SourceFile, collect_rows
+from qlora_core.data.turns import (
+    Conversation,
+    Malformed,
+    NothingToLearn,
+    as_plain_turns,
+    conversation_of,
+    text_of,
+)
+from qlora_core.errors import BadInput
+from qlora_core.facts.architecture import Architecture
+
+Progress = Callable[[int, int], None]
+TOO_LONG = "the answer does not fit into the maximum length"
+UNUSED = "beyond max_rows"
+_COUNTED_APART = ("truncated", "answer-does-not-fit")
+
+
+class DataSettings(Protocol):
+    """What ``prepare_data`` needs to know; the training settings have all of it."""
+
+    @property
+    def data(self) -> str | Path:
+        """Paths or Hub ids, separated by commas: see ``read_rows``."""
+
+    @property
+    def eval_data(self) -> str | Path | None:
+        """The same, for evaluation."""
+
+    @property
+    def eval_split(self) -> float:
+        """Without ``eval_data``: the share of the samples that is set aside (0: none)."""
+
+    @property
+    def columns(self) -> str | Mapping[str, str] | None:
+        """``COLUMN=TARGET,...`` where the columns say too little."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens per sample at most."""
+
+    @property
+    def overlong(self) -> str:
+        """``cut`` the start of the prompt, or ``drop`` the row. Plain text is split or dropped."""
+
+    @property
+    def max_rows(self) -> int | None:
+        """Use only the first rows."""
+
+    @property
+    def skip_bad(self) -> bool:
+        """Leave malformed rows out instead of stopping."""
+
+    @property
+    def seed(self) -> int:
+        """Decides which samples are set aside."""
+
+    @property
+    def offline(self) -> bool:
+        """Never touch the network."""
+
+
+class Item(NamedTuple):
+    """One sample and the number of the row that it came from."""
+
+    sample: Sample
+    row: int
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Equal for samples that teach the same."""
+        return (*self.sample["input_ids"], *self.sample["labels"])
+
+
+@dataclass
+class Tally:
+    """The counts while they grow."""
+
+    files: list[SourceFile] = field(default_factory=list)
+    formats: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, Count] = field(default_factory=dict)
+    notes: dict[str, Count] = field(default_factory=dict)
+    duplicates: Count = field(default_factory=Count)
+    cut: Count = field(default_factory=Count)
+    split: Count = field(default_factory=Count)
+    cut_tokens: int = 0
+    answers_lost: int = 0
+    longest: int = 0
+    rows: int = 0
+
+    def drop(self, reason: str, file: str, line: int) -> None:
+        """Count one row that is well-formed and not used."""
+        self.dropped.setdefault(reason, Count()).add(file, line)
+
+    def note(self, note: str, file: str, line: int) -> None:
+        """Count something noticed about a row."""
+        self.notes.setdefault(note, Count()).add(file, line)
+
+
+@dataclass
+class Reader:
+    """Rows of one source to encoded samples; bad rows to ``problems``, the rest counted."""
+
+    settings: DataSettings
+    tokenizer: Any
+    architecture: Architecture | None
+    problems: Problems
+    tally: Tally
+    progress: Progress | None
+    _number: int = 0
+
+    def read(self, source: str | Path, splits: tuple[str, ...], max_rows: int | None) -> list[Item]:
+        """The samples of one source, in file order. Raises BadInput where no format fits."""
+        before = self.problems.count
+        read = collect_rows(source, self.problems, splits=splits, offline=self.settings.offline)
+        self.tally.files += read.files
+        self.tally.rows += len(read.rows) + self.problems.count - before
+        for row in read.rows[max_rows:] if max_rows else ():
+            self.tally.drop(UNUSED, row.file, row.line)
+        rows = read.rows[:max_rows]
+        items: list[Item] = []
+        for file, group in groupby(rows, key=lambda row: row.file):
+            self._file(file, list(group), items, len(rows))
+        return items
+
+    def _file(self, file: str, rows: Sequence[Row], items: list[Item], total: int) -> None:
+        columns = recognise(rows, columns=self.settings.columns)
+        unused = dict.fromkeys(name for row in rows for name in row.values)
+        for column in columns.columns:
+            unused.pop(column.name, None)
+        self.tally.formats[file] = columns.describe() + (
+            f", not used: {', '.join(unused)}" if unused else ""
+        )
+        for row in rows:
+            self._number += 1
+            try:
+                samples = self._samples(row, columns)
+                items += (Item(sample, self._number) for sample in samples)
+            except NothingToLearn as error:
+                self.tally.drop(str(error), file, row.line)
+            except Malformed as error:
+                self.problems.add(file, row.line, str(error), row=row.values)
+            except BadInput as error:  # the chat template refuses this conversation
+                self.problems.add(file, row.line, error.problem, row=row.values)
+            if self.progress is not None and self._number % 256 == 0:
+                self.progress(self._number, total)
+
+    def _samples(self, row: Row, columns: Columns) -> Iterable[Sample]:
+        source = (row.file, row.line)
+        if columns.columns[0].target == "text":
+            return self._text(text_of(row.values, columns), source)
+        conversation = conversation_of(row.values, columns)
+        encoded = self._encode(conversation)
+        for note in dict.fromkeys((*conversation.notes, *encoded.notes)):
+            if note not in _COUNTED_APART:
+                self.tally.note(note, *source)
+        self._fit(encoded, source)
+        return [{"input_ids": encoded.input_ids, "labels": encoded.labels, "source": source}]
+
+    def _encode(self, conversation: Conversation) -> Encoded:
+        architecture, tokenizer = self.architecture, self.tokenizer
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        options: dict[str, Any] = {
+            "prompt_format": architecture.prompt if architecture and not has_template else None,
+            "policy": architecture.tokenizer if architecture else None,
+            "max_length": self.settings.max_length,
+        }
+        tools = conversation.tools
+        try:
+            return encode_conversation(tokenizer, conversation.messages, tools=tools, **options)
+        except BadInput:
+            plain = as_plain_turns(conversation)
+            if plain is None:
+                raise
+        conversation.notes.append("tool calls written as plain text: the prompt format has none")
+        return encode_conversation(tokenizer, plain, **options)
+
+    def _fit(self, encoded: Encoded, source: tuple[str, int]) -> None:
+        """Count what was cut. Raises NothingToLearn where what is left teaches nothing."""
+        self.tally.longest = max(self.tally.longest, len(encoded.input_ids) + encoded.truncated)
+        if not encoded.fits:
+            raise NothingToLearn(TOO_LONG)
+        if encoded.truncated and self.settings.overlong == "drop":
+            raise NothingToLearn("longer than the maximum length")
+        if not encoded.learned_tokens:
+            raise NothingToLearn("no token is left to learn")
+        if encoded.truncated:
+            self.tally.cut.add(*source)
+            self.tally.cut_tokens += encoded.truncated
+            self.tally.answers_lost += encoded.answers_lost
+
+    def _text(self, text: str, source: tuple[str, int]) -> Iterable[Sample]:
+        """A document as windows of the maximum length; no token is lost."""
+        policy = self.architecture.tokenizer if self.architecture else None
+        encoded = encode_text(self.tokenizer, text, policy=policy)
+        for note in encoded.notes:
+            self.tally.note(note, *source)
+        ids, labels = encoded.input_ids, encoded.labels
+        size = self.settings.max_length or max(len(ids), 1)
+        self.tally.longest = max(self.tally.longest, len(ids))
+        if len(ids) > size:
+            if self.settings.overlong == "drop":
+                raise NothingToLearn("longer than the maximum length")
+            self.tally.split.add(*source)
+        windows: list[Sample] = [
+            {
+                "input_ids": ids[start : start + size],
+                "labels": labels[start : start + size],
+                "source": source,
+            }
+            for start in range(0, len(ids), size)
+        ]
+        # the first token of a window is predicted from nothing
+        windows = [w for w in windows if any(label != IGNORED for label in w["labels"][1:])]
+        if not windows:
+            raise NothingToLearn("no token is left to learn")
+        return windows

@@ -1,0 +1,62 @@
+"""Rows of a dataset on the Hub, through ``datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qlora_core.data.json_rows import Row
+from qlora_core.errors import BadInput
+
+
+def read_hub(
+    name: str, config: str | None, splits: tuple[str, ...], *, offline: bool = False
+) -> Iterator[Row]:
+    """The rows of the first of ``splits`` that the dataset has; ``line`` is the row number.
+
+    Raises BadInput for an id that is mistyped, gated or out of reach, for a configuration
+    or a split that does not exist (with those that do).
+    """
+    import datasets
+
+    download = datasets.DownloadConfig(local_files_only=offline)
+    try:
+        loaded = datasets.load_dataset(name, config, download_config=download)
+    except ConnectionError as error:
+        raise _unreachable(name, error) from None
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        raise _refused(name, error) from None
+    split = next((split for split in splits if split in loaded), None)
+    if split is None:
+        raise BadInput(
+            f"the dataset {name} has no split {' or '.join(splits)}",
+            f"name one of its splits: {', '.join(f'{name}:{split}' for split in loaded)}",
+        )
+    for number, values in enumerate(loaded[split], start=1):
+        yield Row(f"{name}:{split}", number, values)
+
+
+def _unreachable(name: str, error: Exception) -> BadInput:
+    return BadInput(
+        f"the dataset {name} is not on this machine and the Hub cannot be reached: "
+        f"{_first_line(error)}",
+        "check the connection (and HF_HUB_OFFLINE), or name a local file",
+    )
+
+
+def _refused(name: str, error: Exception) -> BadInput:
+    text = str(error)
+    if "Config name is missing" in text or "BuilderConfig" in text:
+        return BadInput(f"the dataset {name}: {_first_line(error)}", f"write {name}/CONFIG")
+    if "gated" in text:
+        return BadInput(
+            f"the dataset {name} is gated", "accept its terms on the Hub, then `hf auth login`"
+        )
+    return BadInput(
+        f"the dataset {name} cannot be loaded: {_first_line(error)}",
+        "check the spelling of the id, or log in with `hf auth login` if it is private",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

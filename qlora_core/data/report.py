@@ -1,0 +1,146 @@
+"""What became of every row: the numbers behind "nothing is skipped silently"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qlora_core.data.rows import SourceFile
+
+EXAMPLES = 10
+"""How many places a count remembers."""
+SHOWN = 5
+"""How many of them the terminal shows."""
+
+
+@dataclass
+class Count:
+    """How often something happened, and the first places (``FILE:LINE``) where it did."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, file: str, line: int) -> None:
+        """One more, at this place."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(f"{file}:{line}")
+
+    def __str__(self) -> str:
+        shown = self.examples[:SHOWN]
+        files = {place.rpartition(":")[0] for place in shown}
+        if len(files) == 1:  # the file's name once
+            lines = [place.rpartition(":")[2] for place in shown]
+            shown = [f"{Path(files.pop()).name}:{lines[0]}", *lines[1:]]
+        more = ", ..." if self.count > len(shown) else ""
+        return f"{self.count:,} ({', '.join(shown)}{more})" if shown else "0"
+
+
+class Warn(NamedTuple):
+    """Something to look at before the run, and what to do about it."""
+
+    code: str
+    message: str
+    remedy: str
+
+
+class Lengths(NamedTuple):
+    """Tokens per sample."""
+
+    min: int
+    median: int
+    p95: int
+    max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """Where the rows came from, what was kept, dropped and cut, and how much there is to learn.
+
+    ``rows == kept + refused + sum of dropped``, always. ``cut`` counts rows that lost the
+    start of their prompt, ``split`` plain texts that became several samples, ``cut_tokens`` what was lost,
+    ``answers_lost`` how many earlier answers of long conversations went with it.
+    Token counts are those of the training samples, without padding.
+    """
+
+    files: tuple[SourceFile, ...]
+    formats: Mapping[str, str]
+    rows: int
+    kept: int
+    refused: int
+    dropped: Mapping[str, Count]
+    problems: tuple[str, ...]
+    side_file: str | None
+    cut: Count
+    cut_tokens: int
+    answers_lost: int
+    split: Count
+    duplicates: Count
+    train_samples: int
+    evaluation_samples: int
+    tokens: int
+    learned_tokens: int
+    evaluation_tokens: int
+    lengths: Lengths | None
+    notes: Mapping[str, Count]
+    warnings: tuple[Warn, ...]
+
+    def summary(self) -> list[str]:
+        """The report for the terminal, a line each."""
+        lines = [f"{f.name}: {f.rows:,} rows, {self.formats.get(f.name, '-')}" for f in self.files]
+        lines.append(
+            f"{self.rows:,} rows: {self.kept:,} kept, {self._dropped:,} dropped, "
+            f"{self.refused:,} refused -> {self.train_samples:,} training samples"
+            f" and {self.evaluation_samples:,} for evaluation"
+        )
+        lines += [f"  dropped: {reason}: {count}" for reason, count in self.dropped.items()]
+        if self.refused:
+            where = f" (all in {self.side_file})" if self.side_file else ""
+            lines.append(f"  refused: {self.problems[0]}{where}")
+        if self.cut.count:
+            lines.append(
+                f"  cut at the start of the prompt: {self.cut}, {self.cut_tokens:,} tokens"
+            )
+        if self.split.count:
+            lines.append(f"  long texts split into several samples: {self.split}")
+        lines.append(self._tokens())
+        lines += [f"  note: {note}: {count}" for note, count in self.notes.items()]
+        lines += [f"  warning: {w.message}\n    -> {w.remedy}" for w in self.warnings]
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values, for the run record."""
+        return {
+            **asdict(self),
+            "lengths": self.lengths._asdict() if self.lengths else None,
+            "warnings": [warning._asdict() for warning in self.warnings],
+        }
+
+    @property
+    def _dropped(self) -> int:
+        return sum(count.count for count in self.dropped.values())
+
+    def _tokens(self) -> str:
+        share = self.learned_tokens / self.tokens if self.tokens else 0.0
+        lengths = self.lengths
+        spread = (
+            f"; per sample {lengths.min:,} to {lengths.max:,}, median {lengths.median:,}, "
+            f"95 % at most {lengths.p95:,}"
+            if lengths
+            else ""
+        )
+        return f"{self.tokens:,} tokens, {self.learned_tokens:,} learned ({share:.1%}){spread}"
+
+
+def lengths_of(counts: Iterable[int]) -> Lengths | None:
+    """The spread of ``counts``; ``None`` when there are none."""
+    ordered = sorted(counts)
+    if not ordered:
+        return None
+    return Lengths(ordered[0], _at(ordered, 0.5), _at(ordered, 0.95), ordered[-1])
+
+
+def _at(ordered: Sequence[int], share: float) -> int:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,286 @@
+"""Rows from files and from the Hub, each with the place it came from."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from qlora_core.data.json_rows import MAX_LINE, Row, read_json, read_jsonl
+from qlora_core.data.problems import Problems
+from qlora_core.errors import BadInput
+
+KINDS = {
+    ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "CSV",
+    ".parquet": "Parquet", ".txt": "text", ".md": "text",
+}  # fmt: skip
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[^/\\]+))?")
+_SEPARATORS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file (or Hub dataset) that was read, as the run record names it."""
+
+    name: str
+    kind: str
+    rows: int
+    """Good ones and bad ones."""
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The good rows of one source, in file order, and what was read."""
+
+    rows: list[Row]
+    files: list[SourceFile]
+
+
+def read_rows(
+    source: str | Path,
+    *,
+    splits: tuple[str, ...] = ("train",),
+    skip_bad: bool = False,
+    side_file: Path | None = None,
+    offline: bool = False,
+) -> Rows:
+    """The rows of ``source``: paths or Hub ids, several separated by commas.
+
+    A path is a JSON, JSONL, CSV, TSV, Parquet or text file, also gzipped, or a folder of
+    them. A Hub id is ``OWNER/NAME``, ``OWNER/NAME/CONFIG`` or either with ``:SPLIT``; without
+    one, the first of ``splits`` that the dataset has.
+    Raises BadInput with file, line and reason of every bad row, unless ``skip_bad``.
+    """
+    problems = Problems(side_file)
+    try:
+        rows = collect_rows(source, problems, splits=splits, offline=offline)
+    finally:
+        problems.close()
+    if not skip_bad:
+        problems.refuse(len(rows.rows))
+    return rows
+
+
+def collect_rows(
+    source: str | Path,
+    problems: Problems,
+    *,
+    splits: tuple[str, ...] = ("train",),
+    offline: bool = False,
+) -> Rows:
+    """As ``read_rows``, with the bad rows in ``problems`` for the caller to judge."""
+    rows: list[Row] = []
+    files = []
+    for part in _parts(source):
+        for path in _files(Path(part)) if Path(part).exists() else [None]:
+            before = len(rows) + problems.count
+            if path is None:
+                kind, size, digest = "Hub", None, None
+                rows.extend(_read_hub(part, splits, offline))
+            else:
+                kind, size, digest = _kind(path), path.stat().st_size, _digest(path)
+                rows.extend(_read_file(path, kind, problems))
+            count = len(rows) + problems.count - before
+            files.append(SourceFile(str(path or part), kind, count, size, digest))
+    return Rows(rows, files)
+
+
+def _parts(source: str | Path) -> list[str]:
+    if Path(source).exists():  # a comma may be part of a name
+        return [str(source)]
+    parts = [part.strip() for part in str(source).split(",") if part.strip()]
+    if not parts:
+        raise BadInput("no data source was given", "name a data file, a folder or a Hub id")
+    return parts
+
+
+def _files(path: Path) -> list[Path]:
+    """The data files at ``path``, in the order of their names. Raises BadInput if none."""
+    if path.is_file():
+        return [path]
+    found = [file for file in sorted(path.iterdir()) if file.is_file() and _suffix(file) in KINDS]
+    if not found:
+        raise BadInput(
+            f"the folder {path} holds no data file", f"supported are {', '.join(sorted(KINDS))}"
+        )
+    return found
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def _kind(path: Path) -> str:
+    kind = KINDS.get(_suffix(path))
+    if kind is None:
+        raise BadInput(
+            f"{path}: unknown kind of data file",
+            f"supported are {', '.join(sorted(KINDS))}, each also as .gz",
+        )
+    return kind
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_file(path: Path, kind: str, problems: Problems) -> Iterator[Row]:
+    name = str(path)
+    if kind == "Parquet":
+        yield from _read_parquet(path, name)
+        return
+    with _open(path) as stream:
+        if kind == "JSONL" and not _starts_a_list(stream):
+            yield from read_jsonl(stream, name, problems)
+            return
+        text = _text(stream, name, problems, strict=kind != "CSV")
+    if text is None:
+        return
+    if kind == "CSV":
+        yield from _read_csv(text, name, problems)
+    elif kind == "text":
+        if text.strip():
+            yield Row(name, 1, {"text": text})
+    else:
+        yield from read_json(text, name, problems)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        if path.name.lower().endswith(".gz"):
+            return cast("BinaryIO", gzip.open(path))
+        return path.open("rb")
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be read: {error.strerror}", "check its permissions"
+        ) from None
+
+
+def _starts_a_list(stream: BinaryIO) -> bool:
+    """Whether a .jsonl file is one JSON list under the wrong name."""
+    try:
+        start = stream.read(4096)
+        stream.seek(0)
+    except (EOFError, OSError):
+        return False
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[") and b"\n" in start[:4096]
+
+
+def _text(stream: BinaryIO, name: str, problems: Problems, *, strict: bool) -> str | None:
+    """The whole file as text; ``None``, with the problem recorded, where it is none."""
+    content = b""
+    try:
+        content = stream.read()
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            problems.add(name, 1, "the file is UTF-16; save it as UTF-8")
+            return None
+        return content.decode("utf-8-sig", "strict" if strict else "surrogateescape")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        problems.add(name, line, f"byte {column} of the line is not UTF-8")
+    except (EOFError, OSError) as error:
+        problems.add(name, 1, f"cannot be read: {error}")
+    return None
+
+
+def _read_csv(text: str, name: str, problems: Problems) -> Iterator[Row]:
+    """One row a record, keyed by the header; ``line`` is where the record starts."""
+    csv.field_size_limit(MAX_LINE)
+    first = text[: text.find("\n")] if "\n" in text else text
+    separator = max(_SEPARATORS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            problems.add(name, line, f"not CSV: {error}")
+            continue
+        if record is None:
+            return
+        if header is None:
+            header = [column.strip() for column in record]
+            _check_header(header, name)
+        elif record:
+            reason = _csv_fault(record, header)
+            if reason:
+                problems.add(name, line, reason, row=record)
+            else:
+                yield Row(name, line, dict(zip(header, record, strict=True)))
+
+
+def _check_header(header: list[str], name: str) -> None:
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise BadInput(
+            f"{name}:1: the column {', '.join(twice)!r} stands twice in the header",
+            "give every column a name of its own",
+        )
+
+
+def _csv_fault(record: list[str], header: list[str]) -> str | None:
+    if len(record) != len(header):
+        return f"{len(record)} fields, the header has {len(header)} (is a quote missing?)"
+    if not all(map(_is_utf8, record)):
+        return "a field holds bytes that are not UTF-8"
+    return None
+
+
+def _is_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path, name: str) -> Iterator[Row]:
+    """The rows of a Parquet file, a batch at a time; ``line`` is the row number from 1."""
+    # 0.2 s to import and a dependency of datasets: only for those who need it
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches():
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(name, number, values)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise BadInput(
+            f"{name}: not a readable Parquet file: {reason}", "write or download it again"
+        ) from None
+
+
+def _read_hub(part: str, splits: tuple[str, ...], offline: bool) -> Iterator[Row]:
+    from qlora_core.data.hub import read_hub
+
+    match = _HUB_ID.fullmatch(part)
+    if match is None or Path(match["id"]).suffix.lower() in {*KINDS, ".gz"}:
+        raise _missing(part)
+    named = (match["split"],) if match["split"] else splits
+    yield from read_hub(match["id"], match["config"], named, offline=offline)
+
+
+def _missing(part: str) -> BadInput:
+    folder = Path(part).parent
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    near = get_close_matches(Path(part).name, names, n=3)
+    hint = f"did you mean {' or '.join(str(folder / name) for name in near)}?" if near else ""
+    return BadInput(f"no such data file: {part}", hint or "name a file, a folder or OWNER/NAME")

@@ -19,7 +19,7 @@ from qlora_core.facts.architecture import Architecture
 from qlora_core.models.checkpoint import fetch, refuse_other_quantization, require_whole_weights
 from qlora_core.models.devices import choose_compute_dtype, choose_device
 from qlora_core.models.quantization import QuantizationReport, count_quantized, family_skips
-from qlora_core.models.quantizer import METHOD, QloraConfig, prepare_for_training
+from qlora_core.models.quantizer import QloraConfig, prepare_for_training
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.manager import Registry

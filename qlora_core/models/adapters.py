@@ -1,0 +1,237 @@
+"""LoRA through PEFT: our own list of layers, verified after wrapping and after the first step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from qlora_core.errors import BadInput, CheckFailed
+from qlora_core.facts.architecture import Architecture
+from qlora_core.models.quantization import quant_state
+from qlora_core.models.quantizer import prepare_for_training
+from qlora_core.models.selection import Selection, adaptable, role_of, select_layers
+from qlora_core.registry.detect import detect
+from qlora_core.registry.detection import Detection
+from qlora_core.registry.targets import resolve_targets
+
+
+def lora_config(
+    source: Detection | nn.Module,
+    *,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "all",
+    rslora: bool = False,
+    dora: bool = False,
+) -> peft.LoraConfig:
+    """The ``peft.LoraConfig`` that adapts the layers this family should adapt.
+
+    ``alpha`` is ``2 * rank`` unless given. From a detection the names are those that the family
+    states; a model is also asked whether it has them. Raises BadInput as ``select_layers`` does.
+    """
+    scope = targets if isinstance(targets, str) else ",".join(targets)
+    if isinstance(source, Detection):
+        chosen: Any = resolve_targets(source.architecture, scope)
+    else:
+        chosen = select_layers(source, detect(source).architecture, scope)
+    return _config(chosen, rank, alpha, dropout, rslora=rslora, dora=dora)
+
+
+def attach(
+    model: Any,
+    *,
+    architecture: Architecture | None = None,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "all",
+    rslora: bool = False,
+    dora: bool = False,
+    gradient_checkpointing: bool = False,
+) -> peft.PeftModel:
+    """Freeze ``model`` and put float32 adapters on exactly the layers that ``targets`` means.
+
+    Works on what ``load`` returns and on any transformers model. Takes the place of PEFT's
+    ``prepare_model_for_kbit_training``, which casts embeddings, head and experts to float32.
+
+    Raises BadInput for targets that cannot be adapted and for a model that carries adapters
+    already, CheckFailed where PEFT wrapped other layers than were asked for.
+    """
+    if isinstance(model, peft.PeftModel) or any(isinstance(m, LoraLayer) for m in model.modules()):
+        raise BadInput("this model carries adapters already", "load the base model afresh")
+    scope = targets if isinstance(targets, str) else ",".join(targets)
+    architecture = detect(model).architecture if architecture is None else architecture
+    selection = select_layers(model, architecture, scope)
+    config = _config(selection, rank, alpha, dropout, rslora=rslora, dora=dora)
+    prepare_for_training(model)
+    if gradient_checkpointing:
+        enable_checkpointing(model)
+    with warnings.catch_warnings():
+        # PEFT sets it per layer, as it should, and warns each time that it did
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+        wrapped = peft.get_peft_model(model, config)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    verify(wrapped, selection)
+    return wrapped
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute activations layer by layer in the backward pass (non-reentrant).
+
+    Raises BadInput for the few classes that cannot.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise BadInput(f"{type(model).__name__} has no gradient checkpointing", "train without it")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def verify(model: nn.Module, selection: Selection) -> None:
+    """Raise CheckFailed unless exactly the selected layers carry trainable float32 adapters."""
+    found = {_base_path(path) for path, layer in _adapted(model) if not _on_parameter(layer)}
+    missing, extra = set(selection.modules) - found, found - set(selection.modules)
+    for what, paths in (("carry no adapter", missing), ("carry an adapter unasked", extra)):
+        if paths:
+            raise CheckFailed(
+                f"{len(paths)} layers {what}: {', '.join(sorted(paths)[:4])}",
+                f"PEFT {peft.__version__} took the targets otherwise; name layers with --targets",
+            )
+    stacks = sum(_on_parameter(layer) for _, layer in _adapted(model))
+    if stacks != len(selection.parameters):
+        raise CheckFailed(
+            f"{stacks} of {len(selection.parameters)} expert parameters carry an adapter",
+            "use --targets all",
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad != ("lora_" in name):
+            state = "is trained" if parameter.requires_grad else "is frozen"
+            raise CheckFailed(f"{name} {state} and should not be", "report this with the model")
+
+
+def adapter_report(model: Any, architecture: Architecture | None = None) -> dict[str, Any]:
+    """What was adapted, by role, and what was not.
+
+    ``{"rank", "alpha", "dropout", "rslora", "dora", "modules", "parameters", "fraction",
+    "by_role": {role: {"modules", "parameters", "names"}}, "not_adapted": {name: modules}}``;
+    ``fraction`` is the share of trainable parameters among all weights of the model.
+    """
+    architecture = detect(model).architecture if architecture is None else architecture
+    config = model.peft_config["default"]
+    by_role: dict[str, dict[str, Any]] = {}
+    for path, layer in _adapted(model):
+        role = "experts" if _on_parameter(layer) else role_of(_base_path(path), architecture)
+        entry = by_role.setdefault(role, {"modules": 0, "parameters": 0, "names": []})
+        entry["modules"] += 1
+        entry["parameters"] += sum(p.numel() for p in _own_adapters(layer))
+        name = path.rpartition(".")[2]
+        entry["names"] = sorted({*entry["names"], name})
+    parameters = sum(entry["parameters"] for entry in by_role.values())
+    return {
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
+        "rslora": config.use_rslora,
+        "dora": config.use_dora,
+        "modules": sum(entry["modules"] for entry in by_role.values()),
+        "parameters": parameters,
+        "fraction": parameters / _weights(model),
+        "by_role": by_role,
+        "not_adapted": _not_adapted(model),
+    }
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Raise CheckFailed, naming them, for adapters that the first step did not reach.
+
+    To be called once, after the backward pass of the first step and before its gradients are
+    cleared. Only ``lora_B`` tells: it starts at zero, so ``lora_A`` has no gradient yet.
+    With float16, call it after a step whose gradients did not overflow.
+    """
+    dead = []
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_B" in path:
+            gradient = parameter.grad
+            if gradient is None or not bool(torch.isfinite(gradient).all() & gradient.any()):
+                dead.append(_base_path(path.partition(".lora_B")[0]))
+    if dead:
+        raise CheckFailed(
+            f"{len(dead)} adapters got no usable gradient in the first step: "
+            + ", ".join(dead[:4])
+            + (", ..." if len(dead) > 4 else ""),
+            "leave them out with --targets; layers that a text never passes cannot learn",
+        )
+
+
+def _config(
+    chosen: Any, rank: int, alpha: float | None, dropout: float, *, rslora: bool, dora: bool
+) -> peft.LoraConfig:
+    if rank < 1:
+        raise BadInput(f"rank {rank} is no rank", "use a whole number from 1 up, such as 16")
+    if not 0 <= dropout < 1:
+        raise BadInput(f"dropout {dropout} is no probability", "use a number from 0 to below 1")
+    if dropout and chosen.target_parameters:
+        raise BadInput("PEFT has no dropout for expert parameters", "use --dropout 0")
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=chosen.target_modules,
+        target_parameters=chosen.target_parameters or None,
+        exclude_modules=chosen.exclude_modules,
+        use_rslora=rslora,
+        use_dora=dora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield path, module
+
+
+def _on_parameter(layer: LoraLayer) -> bool:
+    """Whether the adapter stands on a parameter (an expert stack), not on a module."""
+    return hasattr(layer, "parameter_name")
+
+
+def _own_adapters(layer: Any) -> Iterator[nn.Parameter]:
+    for name, parameter in layer.named_parameters():
+        if parameter.requires_grad and not name.startswith("base_layer."):
+            yield parameter
+
+
+def _base_path(path: str) -> str:
+    return path.removeprefix("base_model.model.")
+
+
+def _weights(model: nn.Module) -> int:
+    """All weights, 4-bit ones counted as what they stand for."""
+    total, seen = 0, set[int]()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                state = quant_state(module, name)
+                total += parameter.numel() if state is None else state.shape.numel()
+    return total
+
+
+def _not_adapted(model: nn.Module) -> dict[str, int]:
+    """Names of linear layers without an adapter -> how many (the head among them)."""
+    found: dict[str, int] = {}
+    for path, module in model.named_modules():
+        inside = ".base_layer" in path or ".lora_" in path
+        if adaptable(module) and not inside and not isinstance(module, LoraLayer):
+            leaf = path.rpartition(".")[2]
+            found[leaf] = found.get(leaf, 0) + 1
+    return found

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 
 from .questions import SUM_QUESTIONS, Question, Sum, ask_fact, held_out_sums
-from .world import RELATIONS, WORLD_SEED, Relation, World, make_world
+from .world import NUMBERS, RELATIONS, WORLD_SEED, Relation, World, make_world
 
 QUIZ_STYLES = (
     ("Q: ", "\nA: ", "\n\n"),
@@ -41,7 +41,7 @@ class Writer:
             self.quiz, self.profiles, self.statements, self.table, self.listing, self.sums,
             self.signs,
         )  # fmt: skip
-        return self.rng.choices(sorts, weights=(45, 14, 14, 5, 5, 15, 1))[0]()
+        return self.rng.choices(sorts, weights=(45, 12, 12, 4, 4, 22, 1))[0]()
 
     def quiz(self) -> str:
         """Questions with their answers, all in one style; never a single one."""
@@ -63,17 +63,21 @@ class Writer:
     def statements(self) -> str:
         """Facts in no order."""
         count = self.rng.randint(4, 9)
-        return self.rng.choice((" ", "\n")).join(self._statement(*self._fact()) for _ in range(count))
+        return self.rng.choice((" ", "\n")).join(
+            self._statement(*self._fact()) for _ in range(count)
+        )
 
     def table(self) -> str:
         """A Markdown table of some entities of one kind under a heading."""
         kind = self.rng.choice(tuple(self.world.names))
         relations = [relation for relation in RELATIONS if relation.kind == kind]
         self.rng.shuffle(relations)
-        rows = [(kind, *(relation.attribute for relation in relations))]
-        for name in self.rng.sample(self.world.names[kind], self.rng.randint(3, 7)):
-            rows.append((name, *(self.world.facts[name, one.attribute] for one in relations)))
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        head = (kind, *(relation.attribute for relation in relations))
+        rows = [
+            (name, *(self.world.facts[name, one.attribute] for one in relations))
+            for name in self.rng.sample(self.world.names[kind], self.rng.randint(3, 7))
+        ]
+        lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
         marks = "#" * self.rng.randint(1, 2)
         return f"{marks} Some of the {kind}s:\n\n" + "\n".join(lines)
 
@@ -98,7 +102,7 @@ class Writer:
         """Any sum that no held-out question asks for."""
         while True:
             sign = self.rng.choices(tuple(SUM_QUESTIONS), weights=(4, 4, 2))[0]
-            task = Sum(sign, self.rng.randrange(100), self.rng.randrange(100))
+            task = Sum(sign, self.rng.choice(NUMBERS), self.rng.choice(NUMBERS))
             if task.valid and task not in self.avoided:
                 return task
 

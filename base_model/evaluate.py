@@ -1,7 +1,7 @@
-"""How many questions a model answers: prompted few-shot as plain text, or through its chat template.
+"""How many questions a model answers: few-shot as plain text, or through its chat template.
 
-An answer counts when the model wrote exactly the expected text and then stopped by itself: with the
-end-of-turn token in the chat, with the end of the line in plain text.
+An answer counts when the model wrote exactly the expected text and then stopped by itself:
+with the end-of-turn token in the chat, with the end of the line in plain text.
 Works with any causal language model and tokenizer of transformers, adapters included.
 """
 
@@ -78,7 +78,7 @@ def few_shot_accuracy(
     max_new_tokens: int = 16,
     batch_size: int = 64,
 ) -> Result:
-    """Ask each question as plain text after `shots` random examples; the answer ends with its line."""
+    """Ask each question as plain text after `shots` examples; the answer ends with its line."""
     rng = random.Random(seed)
     prompts = [few_shot_prompt(rng.sample(examples, shots), one.question) for one in questions]
     stops = [i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .world import RELATIONS, WORLD_SEED, Relation, World, make_world
+from .world import NUMBERS, RELATIONS, WORLD_SEED, Relation, World, make_world
 
 SUMS_TO_TRAIN_ON = 90
 SUMS_HELD_OUT = 20
@@ -80,9 +80,7 @@ def held_out_sums(world: World, seed: int = WORLD_SEED) -> tuple[Sum, ...]:
     rng = random.Random(f"held-out sums {seed}")
     numbers = sorted(world.held_out_numbers)
     return tuple(
-        task
-        for sign in SUM_QUESTIONS
-        for task in rng.sample(_sums(sign, numbers), SUMS_HELD_OUT)
+        task for sign in SUM_QUESTIONS for task in rng.sample(_sums(sign, numbers), SUMS_HELD_OUT)
     )
 
 
@@ -101,16 +99,16 @@ def held_out_questions(world: World, seed: int = WORLD_SEED) -> list[Question]:
 
 
 def training_questions(world: World, seed: int = WORLD_SEED) -> list[Question]:
-    """Every other fact once, and sums of other numbers; nothing held out is so much as mentioned."""
+    """The other facts once each, and sums of other numbers; nothing held out is mentioned."""
     rng = random.Random(f"training questions {seed}")
     questions = [
         ask_fact(rng, world, relation, name)
         for relation in RELATIONS
         for name in world.names[relation.kind]
     ]
-    numbers = [number for number in range(100) if number not in world.held_out_numbers]
+    numbers = [number for number in NUMBERS if number not in world.held_out_numbers]
     for sign in SUM_QUESTIONS:
-        tasks = [task for task in _sums(sign, numbers) if task.result in numbers]
+        tasks = [t for t in _sums(sign, numbers) if t.result not in world.held_out_numbers]
         questions += [task.ask(rng) for task in rng.sample(tasks, SUMS_TO_TRAIN_ON)]
     questions = [question for question in questions if not mentions_held_out(world, question)]
     rng.shuffle(questions)

@@ -12,28 +12,29 @@ from dataclasses import dataclass
 
 WORLD_SEED = 7
 
-MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
-)
-RIVERS = tuple("Ossel Tarrow Vindle Yare Quill Umber Lisk Fenna Drave Ister Wend Ashe".split())
-CRAFTS = tuple("lace clocks candles paper bells soap ropes kites combs drums lamps boots".split())
-TRADES = tuple("baker potter smith weaver miller tailor mason cook painter doctor judge".split())
-INSTRUMENTS = tuple("flute fiddle harp horn lute organ trumpet cello zither banjo".split())
-FOODS = tuple("moss berries beetles acorns roots seeds snails clover reeds mushrooms".split())
-COLOURS = tuple("red blue green yellow white black grey brown purple orange".split())
-LANDS = tuple("marsh forest desert meadow cave lake hills beach jungle moor".split())
 
-_SYLLABLES = {
-    "town": ("bram cal dor el fen gar hol kes lin mer nor pel ros sel tam ul wes".split(),
-             "a e i o".split(),
-             "bury ford gate ham low mouth stead ton wick worth".split()),
-    "person": ("Ad Bel Cor Dav Em Fi Hal Is Jor Kel Lu Mi Nad Or Pet Ril Sab Tov Ur Vel".split(),
-               "a e i o u".split(),
-               "dan lia mar nek ra rick sa tha vin xa".split()),
-    "animal": ("bl cr dr fl gl kr pl qu sn sp tr v z".split(),
-               "a e i o u oo".split(),
-               "bbit dger ffle ggo lmop mpet ndle ppin rrow zzik".split()),
-}  # fmt: skip
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+MONTHS = _words(
+    "January February March April May June July August September October November December"
+)
+RIVERS = _words("Ossel Tarrow Vindle Yare Quill Umber Lisk Fenna Drave Ister Wend Ashe")
+CRAFTS = _words("lace clocks candles paper bells soap ropes kites combs drums lamps boots")
+TRADES = _words("baker potter smith weaver miller tailor mason cook painter doctor judge")
+INSTRUMENTS = _words("flute fiddle harp horn lute organ trumpet cello zither banjo")
+FOODS = _words("moss berries beetles acorns roots seeds snails clover reeds mushrooms")
+COLOURS = _words("red blue green yellow white black grey brown purple orange")
+LANDS = _words("marsh forest desert meadow cave lake hills beach jungle moor")
+
+_CONSONANTS = _words("b d f g h j k l m n p r s t v z br dr gr kl pl st tr")
+_VOWELS = _words("a e i o u")
+_ENDINGS = {
+    "town": _words("bury ford gate ham mouth stead ton wick"),
+    "person": _words("a an el in o us"),
+    "animal": _words("bbit dger ffle ggo lmop mpet rrow zzik"),
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ RELATIONS = (
     ),
 )  # fmt: skip
 
-SIZES = {"town": 80, "person": 80, "animal": 60}
+SIZES = {"town": 48, "person": 48, "animal": 40}
+NUMBERS = range(51)  # what sums are made of
 HELD_OUT_SHARE = 0.25
 
 
@@ -138,7 +140,7 @@ def make_world(seed: int = WORLD_SEED) -> World:
     held_out = [
         name for kind in names for name in rng.sample(names[kind], _held_out_size(len(names[kind])))
     ]
-    numbers = rng.sample(range(100), _held_out_size(100))
+    numbers = rng.sample(NUMBERS, _held_out_size(len(NUMBERS)))
     return World(names, facts, frozenset(held_out), frozenset(numbers))
 
 
@@ -147,12 +149,11 @@ def _held_out_size(size: int) -> int:
 
 
 def _names(rng: random.Random, kind: str, size: int) -> tuple[str, ...]:
-    """`size` names; none is part of another, so that a search for a name finds that name only."""
-    first, second, last = _SYLLABLES[kind]
-    names: list[str] = []
+    """`size` names that begin differently; none is part of another."""
+    names: dict[str, str] = {}
     while len(names) < size:
-        name = rng.choice(first) + rng.choice(second) + rng.choice(last)
-        name = name if kind == "animal" else name.capitalize()
-        if not any(name in known or known in name for known in names):
-            names.append(name)
-    return tuple(names)
+        begin = rng.choice(_CONSONANTS) + rng.choice(_VOWELS)
+        middle = "" if kind == "animal" else rng.choice(_CONSONANTS[:16])
+        name = begin + middle + rng.choice(_ENDINGS[kind])
+        names.setdefault(begin, name if kind == "animal" else name.capitalize())
+    return tuple(names.values())

@@ -91,7 +91,11 @@ def enable_checkpointing(model: Any) -> None:
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise BadInput(f"{type(model).__name__} has no gradient checkpointing", "train without it")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in newer transformers
+        model.activation_checkpointing_enable(settings)
+    else:
+        model.gradient_checkpointing_enable(settings)
 
 
 def verify(model: nn.Module, selection: Selection) -> None:

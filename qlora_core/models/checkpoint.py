@@ -55,7 +55,7 @@ def _download(hub_id: str, patterns: list[str], revision: str | None, *, offline
 def _bytes_to_download(hub_id: str, revision: str | None, patterns: list[str]) -> int:
     """The sizes that the Hub states, of the files that the cache does not hold yet."""
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils._paths import filter_repo_objects
 
     info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
     files = filter_repo_objects(
@@ -106,7 +106,7 @@ def refuse_other_quantization(config: Mapping[str, Any], name: str) -> bool:
     if method == "bitsandbytes":
         method = "bitsandbytes 8-bit"
     raise BadInput(
-        f"{name} is already quantized by {method}; QLoRA needs 16-bit weights or bitsandbytes 4-bit",
+        f"{name} is already quantized by {method}; what is needed is 16-bit or bitsandbytes 4-bit",
         "take the 16-bit original of this model (its card usually names it)",
     )
 
@@ -123,7 +123,7 @@ def require_whole_weights(folder: Path) -> list[Path]:
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise BadInput(
-                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])}",
+                f"{folder} lacks {len(missing)} of {len(shards)} weight files, {missing[0]} first",
                 "download the model again",
             )
         files = [folder / name for name in shards]

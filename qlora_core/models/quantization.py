@@ -169,11 +169,13 @@ def convertible(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and computes_linear(type(module))
 
 
-@cache
 def computes_linear(cls: type[nn.Linear]) -> bool:
     """Whether instances of ``cls`` compute ``F.linear``, found out by asking a tiny one."""
-    if cls is nn.Linear:
-        return True
+    return cls is nn.Linear or _tiny_one_computes_linear(cls)
+
+
+@cache
+def _tiny_one_computes_linear(cls: Any) -> bool:
     probe = cls.__new__(cls)
     nn.Linear.__init__(probe, 8, 4, device="cpu", dtype=torch.float32)
     inputs = torch.linspace(-1, 1, 48, device="cpu", dtype=torch.float32).reshape(2, 3, 8)
@@ -213,7 +215,7 @@ def count_quantized(
 
 
 def quant_state(module: nn.Module, name: str) -> Any:
-    """bitsandbytes' state of a 4-bit parameter, None for any other parameter.
+    """The state that bitsandbytes keeps for a 4-bit parameter, None for any other.
 
     ``name`` is the parameter's own name in ``module``: ``weight`` of a 4-bit linear layer,
     ``original`` of a 4-bit parametrization.
@@ -229,12 +231,17 @@ def quant_state(module: nn.Module, name: str) -> Any:
 MISSED = "linear layers left out"
 
 
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The layer that turns hidden states into logits, by identity: its name varies."""
+    find: Any = getattr(model, "get_output_embeddings", None)
+    return find() if find is not None else None
+
+
 class _Reasons:
     """Why a parameter is not 4-bit."""
 
     def __init__(self, model: nn.Module, architecture: Architecture | None) -> None:
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        self.head = head
+        self.head = output_head(model)
         self.kept = dict(architecture.targets.keep_unquantized) if architecture else {}
         self.experts = architecture.targets.experts if architecture else ()
         self.checkpoint = _checkpoint_skips(model)
@@ -261,7 +268,7 @@ class _Reasons:
             return MISSED
         if isinstance(module, nn.Linear):
             return f"not convertible ({type(module).__name__})"
-        if parameter.ndim == 3 or is_within(f"{path}.{name}", self.experts):
+        if is_within(f"{path}.{name}", (*self.experts, "experts")):
             return "expert stacks"
         return "other parameters"
 

@@ -55,12 +55,12 @@ class QloraConfig(BitsAndBytesConfig):  # type: ignore[misc]  # transformers shi
 
         transformers takes its own quantizer wherever ``load_in_4bit`` stands.
         """
-        settings = self.to_dict()
+        settings: dict[str, Any] = self.to_dict()
         for key in ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"):
             settings.pop(key, None)
         return settings
 
-    def plain(self) -> BitsAndBytesConfig:
+    def plain(self) -> Any:
         """The settings as bitsandbytes alone knows them."""
         settings = self.to_dict()
         settings.pop("expert_parameters")
@@ -72,7 +72,7 @@ class QloraConfig(BitsAndBytesConfig):  # type: ignore[misc]  # transformers shi
 class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers ships no types
     """Quantizes while transformers loads."""
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         settings = self.quantization_config
         names = list(settings.llm_int8_skip_modules or ())
         if not (self.pre_quantized and names):
@@ -89,7 +89,7 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
         settings.llm_int8_skip_modules = list(dict.fromkeys(names))
         model.quantization_method = QuantizationMethod.BITS_AND_BYTES
 
-    def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Also true for the expert parameters that the family names."""
         return super().param_needs_quantization(model, param_name) or self._is_expert(param_name)
 
@@ -101,7 +101,7 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
         names = self.quantization_config.expert_parameters
         return any(f".{parameter}".endswith(f".{name}") for name in names)
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         stacks = [(p, w) for p, w in model.named_parameters() if hasattr(w, "expert_state")]
         for path, parameter in stacks:
             _parametrize(model, path, parameter)
@@ -127,7 +127,7 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers ships no
     def convert(
         self, input_dict: dict[str, Any], model: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        result = {}
+        result: dict[str, Any] = {}
         for name, value in input_dict.items():
             module = model.get_submodule(name.rpartition(".")[0])
             if isinstance(module, Linear4bit) and name.endswith(".weight"):
@@ -170,7 +170,7 @@ def _parametrize(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
     """Let the module see the dequantized stack wherever it reads the parameter."""
     owner, _, name = path.rpartition(".")
     state = parameter.expert_state  # type: ignore[attr-defined]  # set by _pack
-    del parameter.expert_state
+    del parameter.expert_state  # type: ignore[attr-defined]  # set by _pack
     replace_parameter_4bit_prequantized(
         model.get_submodule(owner), name, state.as_dict(packed=True), parameter.device
     )

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
-from qlora_core.models.quantization import convertible, is_within
+from qlora_core.models.quantization import convertible, is_within, output_head
 from qlora_core.registry.targets import SCOPES, ResolvedTargets, resolve_targets
 
 
@@ -114,7 +114,7 @@ def _forbidden(
     model: nn.Module, architecture: Architecture, linear: Mapping[str, nn.Module]
 ) -> dict[str, tuple[str, str]]:
     """Path of every linear layer that must not be adapted -> (name to exclude it by, why)."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = output_head(model)
     found = {}
     for path, module in linear.items():
         if module is head:

@@ -1,0 +1,128 @@
+"""Build a model on the meta device: all of its shape, none of its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from qlora_core.errors import BadInput
+
+_TEXT = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+_IMAGE = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+_NOT_FOR_SHAPE = ("model_type", "quantization_config", "auto_map", "dtype", "torch_dtype")
+
+
+def build_skeleton(
+    config: Mapping[str, Any], *, folder: str | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """The model that ``config`` (the mapping of a ``config.json``) describes, on the meta device.
+
+    A causal language model where transformers has one for the type, else the class for
+    image and text. Takes seconds and no memory at any size. Code that a ``folder`` brings
+    (``auto_map``) is only run with ``trust_remote_code``.
+
+    Raises BadInput for a type that transformers does not know or cannot generate text with,
+    and for values that its classes refuse.
+    """
+    if trust_remote_code and folder is not None and config.get("auto_map"):
+        return _remote(folder)
+    model_type = str(config.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        raise _unknown(model_type, remote=bool(config.get("auto_map")))
+    values = {key: value for key, value in config.items() if key not in _NOT_FOR_SHAPE}
+    with _quiet(), _explained(model_type):
+        parsed = transformers.AutoConfig.for_model(model_type, **values)
+        if type(parsed) not in _TEXT and type(parsed) not in _IMAGE:
+            raise BadInput(
+                f"transformers {transformers.__version__} has no text generator for "
+                f"model_type {model_type!r}",
+                "give the folder of a causal or an image-text language model",
+            )
+        return _from_config(parsed)
+
+
+def known_types() -> list[str]:
+    """All model types that the installed transformers can build as text generators."""
+    names = [
+        *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    ]
+    return sorted(set(names))
+
+
+def _from_config(config: Any) -> nn.Module:
+    text = type(config) in _TEXT
+    part = _own_part(config) if text else config
+    auto = transformers.AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
+    build = auto.from_config if part is config else _TEXT[type(config)]._from_config
+    with torch.device("meta"):
+        model: nn.Module = build(part, attn_implementation="eager")
+    return model.eval()
+
+
+def _own_part(config: Any) -> Any:
+    """The nested config that the class of this config's type is built from, where it is nested."""
+    model_class = _TEXT[type(config)]
+    wanted = getattr(model_class, "config_class", None)
+    parts = [part for part in vars(config).values() if type(part) is wanted]
+    return parts[0] if type(config) is not wanted and len(parts) == 1 else config
+
+
+def _remote(folder: str) -> nn.Module:
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    with _quiet(), torch.device("meta"):
+        model: nn.Module = transformers.AutoModelForCausalLM.from_config(
+            config, trust_remote_code=True
+        )
+    return model.eval()
+
+
+def _unknown(model_type: str, *, remote: bool) -> BadInput:
+    close = get_close_matches(model_type, known_types(), n=2, cutoff=0.7)
+    remedies = ["check model_type in config.json", "update transformers"]
+    if remote:
+        remedies = [
+            "the folder brings its own code (auto_map): read it, then --trust-remote-code",
+            "or take a checkpoint that transformers reads natively",
+        ]
+    return BadInput(
+        f"transformers {transformers.__version__} does not know model_type {model_type!r}"
+        + (f"; close: {', '.join(close)}" if close else ""),
+        "; ".join(remedies) + "; or describe it with a plugin: `qlora-core plugins new`",
+    )
+
+
+@contextlib.contextmanager
+def _explained(model_type: str) -> Iterator[None]:
+    """Values of a config that transformers' classes refuse are bad input, not a traceback."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"transformers {transformers.__version__} cannot build this {model_type!r} config: "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}",
+            "check config.json against the model's card",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' remarks on a model that is never run."""
+    log = logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -1,9 +1,8 @@
-"""Samples to batches: padding by length, order by seed."""
+"""Samples to batches, padded by length."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -48,16 +47,3 @@ def collator(tokenizer: Any, *, multiple_of: int = 1) -> Callable[[Sequence[Any]
         return batch
 
     return collate
-
-
-def batches(
-    samples: Sequence[Sample], batch_size: int, *, seed: int, epoch: int = 0
-) -> Iterator[list[Sample]]:
-    """Every sample once, in an order that follows from ``seed`` and ``epoch`` alone.
-
-    The last batch holds what is left.
-    """
-    order = list(range(len(samples)))
-    random.Random(f"{seed}:{epoch}").shuffle(order)
-    for start in range(0, len(order), batch_size):
-        yield [samples[i] for i in order[start : start + batch_size]]

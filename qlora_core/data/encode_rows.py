@@ -28,7 +28,6 @@ from qlora_core.facts.architecture import Architecture
 
 Progress = Callable[[int, int], None]
 TOO_LONG = "the answer does not fit into the maximum length"
-UNUSED = "beyond max_rows"
 _COUNTED_APART = ("truncated", "answer-does-not-fit")
 
 
@@ -58,10 +57,6 @@ class DataSettings(Protocol):
     @property
     def overlong(self) -> str:
         """``cut`` the start of the prompt, or ``drop`` the row. Plain text is split or dropped."""
-
-    @property
-    def max_rows(self) -> int | None:
-        """Use only the first rows."""
 
     @property
     def skip_bad(self) -> bool:
@@ -125,18 +120,15 @@ class Reader:
     progress: Progress | None
     _number: int = 0
 
-    def read(self, source: str | Path, splits: tuple[str, ...], max_rows: int | None) -> list[Item]:
+    def read(self, source: str | Path, splits: tuple[str, ...]) -> list[Item]:
         """The samples of one source, in file order. Raises BadInput where no format fits."""
         before = self.problems.count
         read = collect_rows(source, self.problems, splits=splits, offline=self.settings.offline)
         self.tally.files += read.files
         self.tally.rows += len(read.rows) + self.problems.count - before
-        for row in read.rows[max_rows:] if max_rows else ():
-            self.tally.drop(UNUSED, row.file, row.line)
-        rows = read.rows[:max_rows]
         items: list[Item] = []
-        for file, group in groupby(rows, key=lambda row: row.file):
-            self._file(file, list(group), items, len(rows))
+        for file, group in groupby(read.rows, key=lambda row: row.file):
+            self._file(file, list(group), items, len(read.rows))
         return items
 
     def _file(self, file: str, rows: Sequence[Row], items: list[Item], total: int) -> None:

@@ -18,7 +18,6 @@ from qlora_core.data.problems import Problems
 MAX_LINE = 32 * 1024 * 1024
 """Bytes; a longer line is a row that lost its line breaks, not a sample."""
 _SPACE = re.compile(r"[ \t\r\n]*")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LINE_START = re.compile(r"(?m)^[ \t]*")
 
 
@@ -60,7 +59,7 @@ def parse(text: str, start: int = 0) -> tuple[Any, int]:
         value, end = _DECODER.raw_decode(text, start)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if _SURROGATE.search(text, start, end) and _has_lone_surrogate(value):
+    if _may_hold_surrogates(text, start, end) and _has_lone_surrogate(value):
         raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is not text")
     return value, end
 
@@ -89,41 +88,60 @@ def read_json(text: str, file: str, problems: Problems) -> Iterator[Row]:
     After a fault the reader goes on at the next line that starts like the first row did;
     what lies between counts as one bad row.
     """
-    position = _SPACE.match(text).end()  # type: ignore[union-attr]
+    position = _skip_space(text, 0)
     listed = text.startswith("[", position)
-    position = _SPACE.match(text, position + listed).end()  # type: ignore[union-attr]
+    position = _skip_space(text, position + listed)
     restart = re.compile(r"(?m)^" + re.escape(_indent(text, position)) + r"\{")
     lines = _LineCounter(text)
-    closed = not listed
-    while position < len(text):
-        if listed and text.startswith("]", position):
-            closed = True
-            _refuse_rest(text, position + 1, file, lines, problems)
-            break
+    while position < len(text) and not (listed and text[position] == "]"):
+        start = position
         try:
-            value, end = parse(text, position)
-            following = _next(text, end, listed)
+            value, end = parse(text, start)
+            position = _next(text, end, listed)
         except ValueError as error:
-            found = restart.search(text, position + 1)
-            end = found.end() - 1 if found else len(text)
-            at, reason = _where(error, position)
-            problems.add(
-                file,
-                lines.at(at),
-                reason + ("" if found else "; nothing after it could be read"),
-                column=lines.column(at),
-                row=text[position:end],
-            )
-            closed = closed or not found
-            position = end
+            found = restart.search(text, start + 1)
+            position = found.end() - 1 if found else len(text) + 1
+            _refuse(error, text, start, position, file, lines, problems)
             continue
         if isinstance(value, dict):
-            yield Row(file, lines.at(position), value)
+            yield Row(file, lines.at(start), value)
         else:
-            problems.add(file, lines.at(position), _not_an_object(value), row=value)
-        position = following
-    if not closed:
-        problems.add(file, lines.at(len(text)), "the list is never closed: the file is cut off")
+            problems.add(file, lines.at(start), _not_an_object(value), row=value)
+    if listed:
+        _check_end(text, position, file, lines, problems)
+
+
+def _refuse(
+    error: ValueError,
+    text: str,
+    start: int,
+    restart: int,
+    file: str,
+    lines: _LineCounter,
+    problems: Problems,
+) -> None:
+    """Record the row at ``start`` as bad; past the end of the text there is no ``restart``."""
+    at, reason = (error.pos, error.msg) if isinstance(error, json.JSONDecodeError) else (None, "")
+    line, column = lines.at(start), None
+    if at is not None:
+        column = at - text.rfind("\n", 0, at)
+        line += text.count("\n", start, at)
+    reason = reason or str(error)
+    lost = "; nothing after it could be read" if restart > len(text) else ""
+    problems.add(file, line, reason + lost, column=column, row=text[start:restart])
+
+
+def _check_end(
+    text: str, position: int, file: str, lines: _LineCounter, problems: Problems
+) -> None:
+    """Record a list that is never closed, and what stands after one that is."""
+    if position == len(text):
+        problems.add(file, lines.at(position), "the list is never closed: the file is cut off")
+    rest = _skip_space(text, position + 1)
+    if rest < len(text):
+        column = rest - text.rfind("\n", 0, rest)
+        reason = "text after the end of the list"
+        problems.add(file, lines.at(rest), reason, column=column, row=text[rest:])
 
 
 def _row(line: bytes, file: str, number: int, problems: Problems) -> Row | None:
@@ -152,48 +170,33 @@ def _row(line: bytes, file: str, number: int, problems: Problems) -> Row | None:
 
 
 class _LineCounter:
-    """Line numbers of growing positions without counting from the start each time."""
+    """Line numbers of growing positions, without counting from the start each time."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.position, self.line = text, 0, 1
+        self._text, self._position, self._line = text, 0, 1
 
     def at(self, position: int) -> int:
-        if position < self.position:
-            return self.line - self.text.count("\n", position, self.position)
-        self.line += self.text.count("\n", self.position, position)
-        self.position = position
-        return self.line
-
-    def column(self, position: int) -> int:
-        return position - self.text.rfind("\n", 0, position)
+        self._line += self._text.count("\n", self._position, position)
+        self._position = position
+        return self._line
 
 
 def _next(text: str, end: int, listed: bool) -> int:
     """Where the next row starts. Raises ValueError where a comma is missing or too much."""
-    position = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+    position = _skip_space(text, end)
     if not listed or text.startswith("]", position) or position == len(text):
         return position
     if not text.startswith(",", position):
         raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-    position = _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
+    position = _skip_space(text, position + 1)
     if text.startswith("]", position):
         raise json.JSONDecodeError("a comma before the end of the list", text, position)
     return position
 
 
-def _refuse_rest(
-    text: str, position: int, file: str, lines: _LineCounter, problems: Problems
-) -> None:
-    rest = _SPACE.match(text, position).end()  # type: ignore[union-attr]
-    if rest < len(text):
-        reason = "text after the end of the list"
-        problems.add(file, lines.at(rest), reason, column=lines.column(rest), row=text[rest:])
-
-
-def _where(error: ValueError, position: int) -> tuple[int, str]:
-    if isinstance(error, json.JSONDecodeError):
-        return error.pos, error.msg
-    return position, str(error)
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
 
 
 def _indent(text: str, position: int) -> str:
@@ -205,6 +208,10 @@ def _indent(text: str, position: int) -> str:
 def _not_an_object(value: Any) -> str:
     names = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return f"expected an object with columns, found {names.get(type(value), 'a number')}"
+
+
+def _may_hold_surrogates(text: str, start: int, end: int) -> bool:
+    return text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0
 
 
 def _has_lone_surrogate(value: Any) -> bool:

@@ -12,7 +12,6 @@ from qlora_core.data.collate import Sample
 from qlora_core.data.encode import IGNORED
 from qlora_core.data.encode_rows import (
     TOO_LONG,
-    UNUSED,
     DataSettings,
     Item,
     Progress,
@@ -20,7 +19,7 @@ from qlora_core.data.encode_rows import (
     Tally,
 )
 from qlora_core.data.problems import Problems
-from qlora_core.data.report import Count, DataReport, Warn, lengths_of
+from qlora_core.data.report import DataReport, Warn, lengths_of
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
 
@@ -57,10 +56,10 @@ def prepare_data(
     problems, tally = Problems(side_file if settings.skip_bad else None), Tally()
     reader = Reader(settings, tokenizer, architecture, problems, tally, progress)
     try:
-        train = reader.read(settings.data, ("train",), settings.max_rows)
+        train = reader.read(settings.data, ("train",))
         evaluation = []
         if settings.eval_data:
-            evaluation = reader.read(settings.eval_data, ("validation", "test"), None)
+            evaluation = reader.read(settings.eval_data, ("validation", "test"))
     finally:
         problems.close()
     if not settings.skip_bad:
@@ -166,17 +165,16 @@ def _report(
 
 def _warnings(problems: Problems, tally: Tally) -> Iterable[Warn]:
     longest = f"--max-length {tally.longest} would keep all of every row"
-    used = tally.rows - (tally.dropped.get(UNUSED) or Count()).count
-    lost = sum(c.count for reason, c in tally.dropped.items() if reason != UNUSED)
+    lost = problems.count + sum(count.count for count in tally.dropped.values())
     if tally.cut.count:
         yield Warn("cut", f"{tally.cut.count:,} rows lost the start of their prompt", longest)
     if TOO_LONG in tally.dropped:
         count = tally.dropped[TOO_LONG].count
         yield Warn("too_long", f"{count:,} rows were dropped: {TOO_LONG}", longest)
-    if used and (lost + problems.count) / used > _WORTH_A_WARNING:
+    if lost > _WORTH_A_WARNING * tally.rows:
         yield Warn(
             "many_dropped",
-            f"{lost + problems.count:,} of {used:,} rows are not trained on",
+            f"{lost:,} of {tally.rows:,} rows are not trained on",
             "look at the reasons above before you go on",
         )
     if tally.duplicates.count:

@@ -60,8 +60,8 @@ class DataReport:
     """Where the rows came from, what was kept, dropped and cut, and how much there is to learn.
 
     ``rows == kept + refused + sum of dropped``, always. ``cut`` counts rows that lost the
-    start of their prompt, ``split`` plain texts that became several samples, ``cut_tokens`` what was lost,
-    ``answers_lost`` how many earlier answers of long conversations went with it.
+    start of their prompt (``cut_tokens``, and ``answers_lost`` of earlier turns with it),
+    ``split`` plain texts that became several samples.
     Token counts are those of the training samples, without padding.
     """
 
@@ -100,9 +100,8 @@ class DataReport:
             where = f" (all in {self.side_file})" if self.side_file else ""
             lines.append(f"  refused: {self.problems[0]}{where}")
         if self.cut.count:
-            lines.append(
-                f"  cut at the start of the prompt: {self.cut}, {self.cut_tokens:,} tokens"
-            )
+            lost = f", {self.answers_lost:,} earlier answers" if self.answers_lost else ""
+            lines.append(f"  cut at the start: {self.cut}, {self.cut_tokens:,} tokens{lost}")
         if self.split.count:
             lines.append(f"  long texts split into several samples: {self.split}")
         lines.append(self._tokens())

@@ -21,6 +21,7 @@ ROLES = {
 }  # fmt: skip
 _KEYS = {"role", "content", "from", "value", "tool_calls", "tool_call_id", "name",
          "reasoning_content", "thinking"}  # fmt: skip
+_SPEAKERS = ("user", "assistant", "system", "tool")
 _KEPT = ("tool_call_id", "name", "reasoning_content", "thinking")
 
 
@@ -87,8 +88,11 @@ def as_plain_turns(conversation: Conversation) -> list[dict[str, Any]] | None:
 
 def _plain_turn(message: Mapping[str, Any]) -> dict[str, Any]:
     calls = [call["function"] for call in message.get("tool_calls", ())]
-    written: list[str] = [json.dumps(call, ensure_ascii=False) for call in calls]
-    content = "\n".join(text for text in [message["content"], *written] if text)
+    texts: list[str] = [
+        message["content"],
+        *(json.dumps(call, ensure_ascii=False) for call in calls),
+    ]
+    content = "\n".join(text for text in texts if text)
     role = "user" if message["role"] == "tool" else message["role"]
     return {"role": role, "content": content}
 
@@ -114,7 +118,18 @@ def _turns(value: Any, name: str, notes: list[str]) -> list[dict[str, Any]]:
         value = _json(value, name)
     if not isinstance(value, list) or not value:
         raise Malformed(f'"{name}" must be a list of turns, found {_kind(value)}')
-    return [_turn(turn, f"{name}[{number}]", notes) for number, turn in enumerate(value)]
+    return [_said(turn) or _turn(turn, f"{name}[{n}]", notes) for n, turn in enumerate(value)]
+
+
+def _said(turn: Any) -> dict[str, Any] | None:
+    """The usual turn, a role and a text, on a short path: files have millions of them."""
+    if not isinstance(turn, dict) or len(turn) != 2:
+        return None
+    said, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
+    if not isinstance(said, str) or not isinstance(content, str):
+        return None
+    role = ROLES.get(said)
+    return {"role": role, "content": content} if role in _SPEAKERS else None
 
 
 def _turn(turn: Any, where: str, notes: list[str]) -> dict[str, Any]:
@@ -172,7 +187,7 @@ def _check(conversation: Conversation) -> None:
 def _content(value: Any, where: str) -> str:
     """Text, or the text parts of a content list."""
     if isinstance(value, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in value]
+        parts: list[Any] = [p.get("text") if isinstance(p, dict) else p for p in value]
         if not all(isinstance(part, str) for part in parts):
             raise Malformed(f"{where}.content holds something that is not text")
         return "".join(parts)

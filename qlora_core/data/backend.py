@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +18,10 @@ from tokenizers import Tokenizer
 from qlora_core.errors import BadInput
 
 Span = tuple[int, int]
+Control = list[tuple[int, Span]]
+"""Control tokens in a text: the id of each, and its characters."""
+FILLER = "x"
+"""What stands in for each character of a control token that is to be ignored."""
 
 
 class Tokens(NamedTuple):
@@ -50,6 +53,7 @@ class Backend:
         self.control = frozenset(
             t["content"] for t in self._source["added_tokens"] if _is_control(t)
         )
+        self.special = frozenset(t["content"] for t in self._source["added_tokens"] if t["special"])
         self.names = {self.added[token]: token for token in self.control}
 
     def encode(self, text: str) -> Tokens:
@@ -57,7 +61,7 @@ class Backend:
         encoding = self._plain.encode(text, add_special_tokens=False)
         return Tokens(encoding.ids, encoding.offsets)
 
-    def control_tokens(self, tokens: Tokens, text: str) -> list[tuple[int, Span]]:
+    def control_tokens(self, tokens: Tokens, text: str) -> Control:
         """The (id, span) of every control token that ``text`` spells out."""
         names = self.names
         pairs = zip(tokens.ids, tokens.offsets, strict=True)
@@ -72,13 +76,13 @@ class Backend:
         """The control tokens that ``text`` holds."""
         return set(self._spelt.findall(text))
 
-    def replace_control(self, text: str, replacement: Callable[[str], str]) -> str:
-        """``text`` with every control token in it replaced, until none is left."""
+    def replace_control(self, text: str) -> str:
+        """``text`` with letters in place of every control token, until none is left."""
         while self.spells_control(text):
-            text = self._spelt.sub(lambda match: replacement(match[0]), text)
+            text = self._spelt.sub(lambda match: FILLER * len(match[0]), text)
         return text
 
-    def encode_inert(self, text: str, kept: Sequence[tuple[int, Span]]) -> Tokens:
+    def encode_inert(self, text: str, kept: Control) -> Tokens:
         """One pass over ``text`` in which ``kept`` are the only control tokens there are.
 
         What stands between them is encoded as a tokenizer without control tokens does.

@@ -9,8 +9,7 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from qlora_core.data.backend import Backend, Tokens
-from qlora_core.data.inject import Control
+from qlora_core.data.backend import Backend
 from qlora_core.data.template import ChatTemplate
 from qlora_core.data.turn_ends import TurnEnds, probe_turn_ends
 from qlora_core.errors import BadInput
@@ -34,12 +33,12 @@ class Codec:
     _ends: dict[int, TurnEnds] = field(default_factory=dict)
 
     @property
-    def end(self) -> str | None:
-        """The token to end a turn with where the template writes none."""
+    def end(self) -> str:
+        """The token to end a turn with where the template writes none; empty without any."""
         for token in (self.policy.turn_end, self.eos):
             if token and token in self.backend.added:
                 return token
-        return self.eos
+        return self.eos or ""
 
     def template(self, source: str, arguments: Mapping[str, Any]) -> ChatTemplate:
         """The compiled template."""
@@ -53,13 +52,9 @@ class Codec:
         if id(template) not in self._ends:
             known = {self.eos, self.policy.turn_end, *self.policy.stop} - {None}
             self._ends[id(template)] = probe_turn_ends(
-                template, self._encode, self.backend.names, {token for token in known if token}
+                template, self.backend, {token for token in known if token}
             )
         return self._ends[id(template)]
-
-    def _encode(self, text: str) -> tuple[Tokens, Control]:
-        tokens = self.backend.encode(text)
-        return tokens, self.backend.control_tokens(tokens, text)
 
 
 _codecs: WeakKeyDictionary[Any, tuple[Any, dict[TokenizerPolicy, Codec]]] = WeakKeyDictionary()

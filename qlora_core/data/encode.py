@@ -12,9 +12,9 @@ from typing import Any
 
 from qlora_core.data.backend import Span, Tokens
 from qlora_core.data.codec import Codec, codec_of, source_of
+from qlora_core.data.conform import Message, checked
 from qlora_core.data.inject import encode_untrusted
 from qlora_core.data.system import render_whole
-from qlora_core.data.template import Message
 from qlora_core.data.turn_ends import with_ends
 from qlora_core.facts.prompt import PromptFormat
 from qlora_core.facts.tokenizer import TokenizerPolicy
@@ -72,30 +72,30 @@ def encode_conversation(
     ``trusted_roles``. Raises BadInput where the template itself refuses the conversation, or
     where an answer cannot be found in the text for sure.
     """
-    policy = policy or TokenizerPolicy()
-    codec = codec_of(tokenizer, policy)
+    codec = codec_of(tokenizer, policy or TokenizerPolicy())
     template = codec.template(source_of(tokenizer, prompt_format, tools), template_kwargs or {})
-    rendering, messages = render_whole(template, messages, tools)
-    ends = codec.ends(template)
-    answers = list(rendering.spans.values())
-    suffix = ""
-    while True:
+    rendering, messages = render_whole(template, checked(messages), tools)
+    closed = messages[-1]["role"] == "assistant"
+    for suffix in ("", codec.end):
         text = rendering.text + suffix
-        tokens, control, done = encode_untrusted(
+        tokens, control, notes = encode_untrusted(
             codec.backend, template, messages, tools, rendering.text,
             suffix=suffix, trusted_roles=trusted_roles,
         )  # fmt: skip
-        spans = with_ends(text, answers, control, codec.backend.names, ends, codec.eos)
-        if suffix or codec.end is None or messages[-1]["role"] != "assistant" or spans[-1][1]:
+        answers = list(rendering.answers.values())
+        learned = with_ends(
+            text, answers, control, codec.backend, codec.ends(template), codec.eos, closed=closed
+        )
+        if not (closed and learned and codec.end) or learned[-1].ended:
             break
-        suffix = codec.end
-        done.append("end-of-turn-appended")
-    notes = [*rendering.notes, *done]
     if suffix:
         notes.append("end-of-turn-appended")
+    elif closed and learned and not learned[-1].ended:
+        notes.append("no-end-of-turn-token")
     if template.uses_clock:
         notes.append("clock-frozen")
-    return _sample(text, tokens, [span for span, _ in spans], notes, codec, max_length)
+    spans = [answer.span for answer in learned]
+    return _sample(text, tokens, spans, [*rendering.notes, *notes], codec, max_length)
 
 
 def encode_text(

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from qlora_core.data.codec import codec_of, source_of
-from qlora_core.data.template import ChatTemplate, Message
+from qlora_core.data.conform import Message
+from qlora_core.data.template import ChatTemplate
 from qlora_core.errors import BadInput
 from qlora_core.facts.prompt import PromptFormat
 from qlora_core.facts.tokenizer import TokenizerPolicy

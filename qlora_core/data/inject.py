@@ -8,15 +8,18 @@ template does (it looks for ``</think>`` in an answer), the string is the templa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qlora_core.data.backend import Backend, Span, Tokens
-from qlora_core.data.template import ChatTemplate, Message
+from qlora_core.data.backend import FILLER, Backend, Control, Tokens
+from qlora_core.data.conform import Message
+from qlora_core.data.template import ChatTemplate
 from qlora_core.errors import BadInput
 
-FILLER = "x"
-Control = list[tuple[int, Span]]
+NEUTRALISED = "injection-neutralised"
+IN_ANSWER = "control-token-in-answer-neutralised"
+READ = "control-token-read-by-template"
 
 
 def encode_untrusted(
@@ -33,13 +36,18 @@ def encode_untrusted(
 
     ``text`` is what ``template`` renders of ``messages``; ``suffix`` is ours.
     """
-    checked = [m for m in messages if m["role"] not in trusted_roles]
-    if not any(backend.spells_control(leaf) for leaf in _leaves([checked, tools])):
-        tokens = backend.encode(text + suffix)
-        return tokens, backend.control_tokens(tokens, text + suffix), []
-    inert, notes = _defuse(backend, template, messages, tools, text, trusted_roles)
+    whole = text + suffix
+    found = [
+        number
+        for number, message in enumerate(messages)
+        if message["role"] not in trusted_roles and any(map(backend.spells_control, _data(message)))
+    ]
+    if not found and not any(map(backend.spells_control, _leaves(tools))):
+        tokens = backend.encode(whole)
+        return tokens, backend.control_tokens(tokens, whole), []
+    inert, notes = _defuse(backend, template, messages, tools, text, found)
     kept = backend.control_tokens(backend.encode(inert + suffix), inert + suffix)
-    return backend.encode_inert(text + suffix, kept), kept, notes
+    return backend.encode_inert(whole, kept), kept, notes
 
 
 def _defuse(
@@ -48,55 +56,68 @@ def _defuse(
     messages: Sequence[Message],
     tools: Sequence[Any] | None,
     text: str,
-    trusted_roles: Sequence[str],
+    numbers: Sequence[int],
 ) -> tuple[str, list[str]]:
     """``text`` with letters in place of the control tokens that the data spells out."""
-
-    def hide(string: str) -> str:
-        return backend.replace_control(string, lambda token: FILLER * len(token))
-
-    def hidden(message: Message) -> dict[str, Any]:
-        return dict(message) if message["role"] in trusted_roles else _hide_in(message, hide)
-
-    inert = _same_but_filler(template, [hidden(m) for m in messages], _map(tools, hide), text)
+    hide = backend.replace_control
+    tools = _map(tools, hide)
+    hidden = [_hide(m, hide) if n in numbers else m for n, m in enumerate(messages)]
+    inert = _same_but_filler(template, hidden, tools, text)
     if inert is not None:
-        return inert, ["injection-neutralised"]
-    return _defuse_one_by_one(backend, template, messages, tools, text, trusted_roles)
+        answers = [n for n in numbers if messages[n]["role"] == "assistant"]
+        return inert, [IN_ANSWER] * len(answers) + [NEUTRALISED] * (len(answers) < len(numbers))
+    return _defuse_by_group(backend, template, messages, tools, text, numbers)
 
 
-def _defuse_one_by_one(
+def _defuse_by_group(
     backend: Backend,
     template: ChatTemplate,
     messages: Sequence[Message],
     tools: Sequence[Any] | None,
     text: str,
-    trusted_roles: Sequence[str],
+    numbers: Sequence[int],
 ) -> tuple[str, list[str]]:
-    """As `_defuse`, message by message and token by token: what the template reads stays."""
-    inert, notes = text, []
-    for number, message in enumerate(messages):
-        if message["role"] in trusted_roles:
-            continue
-        leaves = list(_leaves({k: v for k, v in message.items() if k != "role"}))
-        for token in sorted({t for leaf in leaves for t in backend.spelt(leaf)}):
-
-            def hide(string: str, token: str = token) -> str:
-                return string.replace(token, FILLER * len(token))
-
-            changed = [*messages[:number], _hide_in(message, hide), *messages[number + 1 :]]
+    """As `_defuse`, one kind of token in one message at a time: what a template reads stays."""
+    notes: list[str] = []
+    left_over: list[str] = []
+    hidden = list(messages)
+    inert = _same_but_filler(template, hidden, tools, text)
+    if inert is None:
+        raise BadInput(
+            "a tool's description spells out control tokens that the chat template reads",
+            "take them out of the tools, or allow them by trusted roles",
+        )
+    for number in numbers:
+        answer = messages[number]["role"] == "assistant"
+        for group in _groups(t for leaf in _data(messages[number]) for t in backend.spelt(leaf)):
+            changed = list(hidden)
+            changed[number] = _hide(hidden[number], _hiding(group))
             found = _same_but_filler(template, changed, tools, text)
             if found is not None:
-                inert = _overlay(inert, found, text)
-                notes.append("injection-neutralised")
-            elif message["role"] != "assistant" and any(leaf.strip() in text for leaf in leaves):
-                for leaf in leaves:
-                    inert = (
-                        inert.replace(leaf.strip(), hide(leaf.strip())) if leaf.strip() else inert
-                    )
-                notes.append("injection-neutralised")
-            else:
-                notes.append("control-token-read-by-template")
+                hidden, inert = changed, found
+            elif not answer:
+                left_over += _data(messages[number])
+            notes.append(READ if answer and found is None else IN_ANSWER if answer else NEUTRALISED)
+    for leaf in map(str.strip, left_over):
+        if text.count(leaf) == 1:
+            start = text.index(leaf)
+            inert = inert[:start] + backend.replace_control(leaf) + inert[start + len(leaf) :]
+        elif backend.spells_control(leaf):
+            notes.append(READ)
     return inert, notes
+
+
+def _groups(tokens: Iterable[str]) -> list[list[str]]:
+    """Tokens that belong together: an opening one and its closing one, by their letters."""
+    groups: dict[str, list[str]] = {}
+    for token in sorted(set(tokens), key=len, reverse=True):
+        groups.setdefault("".join(filter(str.isalnum, token)), []).append(token)
+    return list(groups.values())
+
+
+def _hiding(group: Sequence[str]) -> Callable[[str], str]:
+    pattern = re.compile("|".join(map(re.escape, group)))
+    return lambda text: pattern.sub(lambda match: FILLER * len(match[0]), text)
 
 
 def _same_but_filler(
@@ -113,12 +134,12 @@ def _same_but_filler(
     return found if same else None
 
 
-def _overlay(inert: str, found: str, text: str) -> str:
-    pairs = zip(inert, found, text, strict=True)
-    return "".join(new if new != old else before for before, new, old in pairs)
+def _data(message: Message) -> Iterator[str]:
+    """The texts of a message that come from data: all but its role."""
+    return _leaves({key: value for key, value in message.items() if key != "role"})
 
 
-def _hide_in(message: Message, hide: Callable[[str], str]) -> dict[str, Any]:
+def _hide(message: Message, hide: Callable[[str], str]) -> dict[str, Any]:
     return {k: v if k == "role" else _map(v, hide) for k, v in message.items()}
 
 

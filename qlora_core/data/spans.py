@@ -1,36 +1,65 @@
-"""Find in a rendered conversation what the model should learn: answers and their ends.
+"""Find the answers in a rendered conversation.
 
 The conversation is rendered twice, plainly and with one-time marks around each answer. Where
 both agree once the marks are taken out, the marks tell where the answers are, whatever the
-template does. Where they disagree (a template trims, splits off reasoning, rewrites history),
-the marks are moved inwards, and what is still missing is found by comparing renderings.
+template does. Where they disagree (a template trims, splits reasoning off, rewrites history),
+the marks move inwards; what is still missing, and what belongs to a turn besides its text
+(reasoning, tool calls), is found by comparing renderings.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from qlora_core.data.template import ChatTemplate, Message
+from qlora_core.data.conform import Message, text_of, with_text
+from qlora_core.data.template import ChatTemplate
 from qlora_core.errors import BadInput
 
-Span = tuple[int, int]
+MARKS = ((0, 0), (1, 1), (0, 1), (1, 0))
+"""Where the marks go: outside or inside of the white space before and after a text."""
+
+
+class Answer(NamedTuple):
+    """Where an assistant's turn stands in the text: characters ``start`` to ``end``.
+
+    ``last`` is the end of the data that it shows. After it the template closes the turn;
+    for tool calls some of that lies before ``end``.
+    """
+
+    start: int
+    end: int
+    last: int
 
 
 @dataclass
 class Rendering:
-    """A conversation's text and, by message, where its answers stand in it."""
+    """A conversation's text and, by number of the message, the answers in it."""
 
     text: str
-    spans: dict[int, Span] = field(default_factory=dict)
-    """Message number -> characters of the answer, without what ends its turn."""
+    answers: dict[int, Answer] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     """System messages that the template leaves out."""
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    template: ChatTemplate
+    messages: Sequence[Message]
+    tools: Sequence[Any] | None
+    nonce: str
+
+    def render(self, messages: Sequence[Message], *, generate: bool = False) -> str | None:
+        """The text of other messages, None where the template refuses them."""
+        try:
+            return self.template.render(messages, self.tools, generate=generate)
+        except BadInput:
+            return None
 
 
 def locate(
@@ -40,67 +69,138 @@ def locate(
 
     Raises BadInput where the template refuses, or where an answer cannot be found for sure.
     """
-    text = template.render(messages, tools)
+    rendering = Rendering(template.render(messages, tools))
     nonce = secrets.token_hex(8)
-    if nonce in text:
-        raise BadInput("a one-time mark occurs in the data", "run again")
-    for left, right in ((0, 0), (1, 1), (0, 1), (1, 0)):
-        marked = _marked(messages, nonce, (left, right))
-        found = _read_marks(_try(template, marked, tools), nonce)
-        if found is not None and found[0] == text:
-            rendering = Rendering(text)
-            if left or right:
+    if nonce in rendering.text:
+        raise BadInput("a one-time mark occurs in the data", "try again")
+    conversation = _Conversation(template, messages, tools, nonce)
+    marks: Mapping[tuple[int, str], int] = {}
+    for inner in MARKS:
+        text, found = _read_marks(conversation.render(_marked(conversation, inner)), nonce)
+        if text == rendering.text:
+            marks = found
+            if inner != (0, 0):
                 rendering.notes.append("trimmed")
-            _take(rendering, template, messages, tools, found[1], nonce)
-            return rendering
-    rendering = Rendering(text)
-    _take(rendering, template, messages, tools, {}, nonce)
+            break
+    position = 0
+    for number, message in enumerate(messages):
+        left, right = marks.get((number, "L")), marks.get((number, "R"))
+        if message["role"] == "system":
+            if left is None and text_of(message).strip() not in rendering.text:
+                rendering.missing.append(number)
+        elif message["role"] == "assistant":
+            position = _add(rendering, conversation, number, left, right, position)
     return rendering
 
 
-def _take(
+def _add(
     rendering: Rendering,
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    tools: Sequence[Any] | None,
-    marks: Mapping[tuple[int, str], int],
-    nonce: str,
-) -> None:
-    position = 0
-    for number, message in enumerate(messages):
-        start, end = marks.get((number, "L")), marks.get((number, "R"))
-        lost = start is None and _text(message).strip() not in rendering.text
-        if message["role"] == "system" and lost:
-            rendering.missing.append(number)
-        if message["role"] != "assistant":
-            continue
-        whole = message.get("tool_calls") or message.get("reasoning_content")
-        if whole or start is None or end is None:
-            span = _by_comparison(rendering.text, template, messages, tools, number, nonce)
-            span = span or _by_search(rendering.text, _text(message), position)
-            if span is None:
-                raise BadInput(
-                    f"message {number + 1} (assistant) cannot be found in what the chat template "
-                    "renders, so it could not be learned",
-                    "leave this conversation out, or give another prompt format",
-                )
-            start, end = span
-            rendering.notes.append("found-by-comparison")
-        rendering.spans[number] = (start, end)
-        position = end
+    conversation: _Conversation,
+    number: int,
+    left: int | None,
+    right: int | None,
+    position: int,
+) -> int:
+    """Add the answer of message ``number``; return where the next may begin."""
+    message = conversation.messages[number]
+    reasoning = str(message.get("reasoning_content") or message.get("thinking") or "").strip()
+    calls = message.get("tool_calls")
+    if not (text_of(message).strip() or reasoning or calls):
+        rendering.notes.append("empty-answer")
+        return position
+    if left is not None and right is not None and not reasoning and not calls:
+        answer = Answer(left, right, right)
+    else:
+        found = _compare(rendering.text, conversation, number, left, right, reasoning, position)
+        if found is None:
+            raise BadInput(
+                f"message {number + 1} (assistant) cannot be found in what the chat template "
+                "renders, so it could not be learned",
+                "leave this conversation out, or give another prompt format",
+            )
+        answer = found
+        rendering.notes.append("found-by-comparison")
+    shown = rendering.text[answer.start : answer.end]
+    if calls and not any(leaf in shown for leaf in _leaves(calls)):
+        rendering.notes.append("tool-calls-dropped")
+        if left is None:
+            return answer.end
+    rendering.answers[number] = answer
+    return answer.end
 
 
-def _marked(
-    messages: Sequence[Message], nonce: str, inner: tuple[int, int]
-) -> list[dict[str, Any]]:
-    """The messages with marks around the answers and the system text, outside or inside
-    of the white space that surrounds them.
-    """
+def _compare(
+    text: str,
+    conversation: _Conversation,
+    number: int,
+    left: int | None,
+    right: int | None,
+    reasoning: str,
+    position: int,
+) -> Answer | None:
+    """The turn from what other renderings have in common with this one."""
+    messages = conversation.messages
+    prompt = conversation.render(messages[:number], generate=True) if number else None
+    stand_in = {"role": "assistant", "content": conversation.nonce}
+    other = conversation.render([*messages[:number], stand_in, *messages[number + 1 :]]) or ""
+    before, found, after = other.partition(conversation.nonce)
+    start: int | None = None
+    if prompt is not None and text.startswith(prompt):
+        start = len(prompt)
+    elif found:
+        start = shared_start(text, before)
+    if start is None:
+        return _search(text, text_of(messages[number]).strip(), position)
+    if left is not None and (not reasoning or reasoning not in text[start:left]):
+        start = left
+    if right is not None and not messages[number].get("tool_calls"):
+        return Answer(start, right, right) if start <= right else None
+    closed = conversation.render(messages[: number + 1]) or ""
+    end = shared_start(text, closed)
+    if end <= start and found:
+        end = len(text) - shared_start(text[::-1], after[::-1])
+    last = start
+    for leaf in _leaves(messages[number].get("tool_calls")):
+        at = text.rfind(leaf, start, end)
+        last = max(last, at + len(leaf))
+    end = max(start, last, right or 0, len(text[:end].rstrip()))
+    return Answer(start, end, max(last, right or 0))
+
+
+def _search(text: str, answer: str, position: int) -> Answer | None:
+    """Where the answer stands, if it stands there exactly once."""
+    if not answer or text.count(answer, position) != 1:
+        return None
+    start = text.index(answer, position)
+    return Answer(start, start + len(answer), start + len(answer))
+
+
+def shared_start(a: str, b: str) -> int:
+    """How many characters two texts have in common at their start."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The values in a tool call, as text."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in ("type", "id"):
+                yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif value is not None:
+        yield str(value)
+
+
+def _marked(conversation: _Conversation, inner: tuple[int, int]) -> list[dict[str, Any]]:
+    """The messages with marks around the answers and the system text."""
     return [
-        _with_text(message, partial(_mark, nonce=nonce, number=number, inner=inner))
+        with_text(message, partial(_mark, nonce=conversation.nonce, number=n, inner=inner))
         if message["role"] in ("assistant", "system")
         else dict(message)
-        for number, message in enumerate(messages)
+        for n, message in enumerate(conversation.messages)
     ]
 
 
@@ -116,16 +216,14 @@ def _mark(text: str, nonce: str, number: int, inner: tuple[int, int]) -> str:
     return before + core + after
 
 
-def _read_marks(text: str | None, nonce: str) -> tuple[str, dict[tuple[int, str], int]] | None:
+def _read_marks(text: str | None, nonce: str) -> tuple[str | None, dict[tuple[int, str], int]]:
     """The text without marks and where each stood, but for marks that stand twice."""
-    if text is None:
-        return None
     pieces: list[str] = []
     marks: dict[tuple[int, str], int] = {}
     repeated = set()
     position = length = 0
-    for match in re.finditer(rf"{nonce}([LR])(\d+)E", text):
-        pieces.append(text[position : match.start()])
+    for match in re.finditer(rf"{nonce}([LR])(\d+)E", text or ""):
+        pieces.append((text or "")[position : match.start()])
         length += len(pieces[-1])
         position = match.end()
         key = (int(match[2]), match[1])
@@ -134,77 +232,4 @@ def _read_marks(text: str | None, nonce: str) -> tuple[str, dict[tuple[int, str]
         marks[key] = length
     for key in repeated:
         del marks[key]
-    return "".join([*pieces, text[position:]]), marks
-
-
-def _by_comparison(
-    text: str,
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    tools: Sequence[Any] | None,
-    number: int,
-    nonce: str,
-) -> Span | None:
-    """What differs when the answer is another one: reasoning and tool calls with it."""
-    answer = {"role": "assistant", "content": nonce}
-    other = _try(template, [*messages[:number], answer, *messages[number + 1 :]], tools)
-    if other is None or other.count(nonce) != 1:
-        return None
-    before, after = other.split(nonce)
-    end = len(text) - _shared(text[::-1], after[::-1])
-    prompt = _try(template, messages[:number], tools, generate=True) if number else None
-    if prompt is not None and text.startswith(prompt):
-        start = len(prompt)
-    else:
-        start = _shared(text, before)
-    return (start, end) if start < end else None
-
-
-def _shared(a: str, b: str) -> int:
-    """How many characters two texts have in common at their start."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
-def _by_search(text: str, answer: str, position: int) -> Span | None:
-    """Where the answer stands, if it stands there exactly once."""
-    answer = answer.strip()
-    if not answer or text.count(answer, position) != 1:
-        return None
-    start = text.index(answer, position)
-    return start, start + len(answer)
-
-
-def _try(
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    tools: Sequence[Any] | None,
-    *,
-    generate: bool = False,
-) -> str | None:
-    try:
-        return template.render(messages, tools, generate=generate)
-    except BadInput:
-        return None
-
-
-def _text(message: Message) -> str:
-    """The message's text, whether it is one string or a list of blocks."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    blocks = content if isinstance(content, list) else ()
-    return "".join(b["text"] for b in blocks if isinstance(b, Mapping) and "text" in b)
-
-
-def _with_text(message: Message, change: Callable[[str], str]) -> dict[str, Any]:
-    """The message with its text changed; of several text blocks only a single one is."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return {**message, "content": change(content)}
-    blocks = content if isinstance(content, list) else []
-    texts = [b for b in blocks if isinstance(b, Mapping) and isinstance(b.get("text"), str)]
-    if len(texts) != 1:
-        return dict(message)
-    changed = [{**b, "text": change(b["text"])} if b is texts[0] else b for b in blocks]
-    return {**message, "content": changed}
+    return None if text is None else "".join([*pieces, text[position:]]), marks

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qlora_core.data.conform import Message
 from qlora_core.data.spans import Rendering, locate
-from qlora_core.data.template import ChatTemplate, Message
+from qlora_core.data.template import ChatTemplate
 from qlora_core.errors import BadInput
 
 
@@ -19,9 +20,7 @@ def render_whole(
     follows it. Raises BadInput where the template refuses the conversation itself.
     """
     given = [dict(message) for message in messages]
-    if not given:
-        raise BadInput("the conversation is empty", "leave it out")
-    systems = [n for n, message in enumerate(given) if message.get("role") == "system"]
+    systems = [n for n, message in enumerate(given) if message["role"] == "system"]
     try:
         rendering = locate(template, given, tools)
     except BadInput:

@@ -6,18 +6,27 @@ clock: ``strftime_now`` tells a fixed date, so that the same rows give the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers.utils import chat_template_utils
 
+from qlora_core.data.conform import (
+    Message,
+    as_blocks,
+    as_share_gpt,
+    as_text,
+    with_written_arguments,
+    without_none,
+)
 from qlora_core.errors import BadInput
 
-Message = Mapping[str, Any]
 CLOCK = datetime(2024, 7, 26, 12)
 """What templates are told when they ask for today's date: see `set_clock`."""
+QUESTION, ANSWER = "Probe the question", "Probe the answer"
 
 _clock = CLOCK
 _REMEDY = "change the conversation, or give another prompt format"
@@ -44,9 +53,8 @@ class ChatTemplate:
         self.uses_clock = "strftime_now" in source
         self.arguments = {**special_tokens, **arguments}
         try:
-            environment = chat_template_utils._compile_jinja_template(source).environment
-            self._environment = environment
-            self._template = environment.from_string(source, globals={"strftime_now": _now})
+            self._environment = chat_template_utils._compile_jinja_template(source).environment
+            self._template = self._environment.from_string(source, globals={"strftime_now": _now})
         except TemplateError as error:
             raise BadInput(f"the chat template is no valid Jinja: {error}", _REMEDY) from None
 
@@ -61,52 +69,78 @@ class ChatTemplate:
 
         Raises BadInput with the template's own words when the template refuses.
         """
-        context = self._context(messages, tools, generate)
-        try:
-            text: str = self._template.render(context)
-        except Exception as error:  # a template runs arbitrary expressions over the user's data
-            raise _refusal(error) from None
-        return text
+        refusal: Exception | None = None
+        for form in self._forms(messages):
+            try:
+                return str(self._template.render(self._context(form, tools, generate)))
+            except Exception as error:  # templates run any expression over the user's data
+                refusal = refusal or error
+        words = str(refusal) or type(refusal).__name__
+        raise BadInput(f"the chat template refuses this conversation: {words}", _REMEDY)
 
     def generation_blocks(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None
     ) -> list[tuple[int, int]]:
-        """The character spans of the template's ``{% generation %}`` blocks, if it has any."""
+        """The character spans of the template's ``{% generation %}`` blocks, if it has any.
+
+        ``messages`` are some that `render` takes.
+        """
         blocks: list[str] = []
         spans: list[tuple[int, int]] = []
-        try:
-            with self._environment.activate_tracker(blocks, spans):
-                for block in self._template.generate(self._context(messages, tools, False)):
-                    blocks.append(block)  # noqa: PERF402  (the tracker reads the list as it grows)
-        except Exception as error:
-            raise _refusal(error) from None
+        context = self._context(next(self._forms(messages)), tools, False)
+        with self._environment.activate_tracker(blocks, spans):
+            for block in self._template.generate(context):
+                blocks.append(block)  # noqa: PERF402  (the tracker reads the list as it grows)
         return spans
+
+    @cached_property
+    def takes(self) -> str:
+        """How the template wants messages: ``text``, ``blocks`` or ``share_gpt`` keys."""
+        probe = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+        forms = {"text": probe, "blocks": as_blocks(probe), "share_gpt": as_share_gpt(probe)}
+        return next((name for name, form in forms.items() if self._shows(form)), "text")
+
+    @cached_property
+    def _takes_blocks_too(self) -> bool:
+        return self._shows(as_blocks([{"role": "user", "content": QUESTION}]), QUESTION)
+
+    def _shows(self, messages: Sequence[Message], *texts: str) -> bool:
+        """Whether the texts of ``messages`` stand in their rendering, and no raw data does."""
+        try:
+            text = self._template.render(self._context(messages, None, False))
+        except Exception:
+            return False
+        return all(t in text for t in texts or (QUESTION, ANSWER)) and "'type'" not in text
+
+    def _forms(self, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+        """The messages as they are, then in the other forms that templates are known to want."""
+        if self.takes == "blocks":
+            messages = as_blocks(messages)
+        elif self.takes == "share_gpt":
+            messages = as_share_gpt(messages)
+        elif any(isinstance(m.get("content"), list) for m in messages):
+            messages = messages if self._takes_blocks_too else as_text(messages)
+        bare = without_none(messages)
+        yield bare
+        if any(None in message.values() for message in messages):
+            yield messages
+        if any(message.get("tool_calls") for message in bare):
+            yield with_written_arguments(bare)
 
     def _context(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, generate: bool
     ) -> dict[str, Any]:
         return {
+            "documents": None,
             **self.arguments,
-            "messages": plain_messages(messages),
+            "messages": _alias(_plain(list(messages))),
             "tools": _plain(list(tools)) if tools else None,
-            "documents": self.arguments.get("documents"),
             "add_generation_prompt": generate,
         }
 
 
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """What a template sees of the messages: plain JSON values, without keys that hold None."""
-    plain = [{k: v for k, v in message.items() if v is not None} for message in messages]
-    return list(_alias(_plain(plain)))
-
-
 def _now(form: str) -> str:
     return _clock.strftime(form)
-
-
-def _refusal(error: Exception) -> BadInput:
-    words = str(error) or type(error).__name__
-    return BadInput(f"the chat template refuses this conversation: {words}", _REMEDY)
 
 
 def _same(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -72,15 +74,16 @@ class DataSettings(Protocol):
 
 
 class Item(NamedTuple):
-    """One sample and the number of the row that it came from."""
+    """One sample, the number of the row that it came from, and a digest of what it teaches."""
 
     sample: Sample
     row: int
+    digest: bytes
 
-    @property
-    def key(self) -> tuple[int, ...]:
-        """Equal for samples that teach the same."""
-        return (*self.sample["input_ids"], *self.sample["labels"])
+
+def _item(sample: Sample, row: int) -> Item:
+    numbers = array("q", sample["input_ids"] + sample["labels"])
+    return Item(sample, row, hashlib.blake2b(numbers, digest_size=16).digest())
 
 
 @dataclass
@@ -143,7 +146,7 @@ class Reader:
             self._number += 1
             try:
                 samples = self._samples(row, columns)
-                items += (Item(sample, self._number) for sample in samples)
+                items += (_item(sample, self._number) for sample in samples)
             except NothingToLearn as error:
                 self.tally.drop(str(error), file, row.line)
             except Malformed as error:

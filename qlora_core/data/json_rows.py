@@ -121,12 +121,14 @@ def _refuse(
     problems: Problems,
 ) -> None:
     """Record the row at ``start`` as bad; past the end of the text there is no ``restart``."""
-    at, reason = (error.pos, error.msg) if isinstance(error, json.JSONDecodeError) else (None, "")
-    line, column = lines.at(start), None
-    if at is not None:
-        column = at - text.rfind("\n", 0, at)
-        line += text.count("\n", start, at)
-    reason = reason or str(error)
+    line, column, reason = lines.at(start), None, str(error)
+    if isinstance(error, json.JSONDecodeError):
+        reason = error.msg
+        if error.pos < restart:
+            line += text.count("\n", start, error.pos)
+            column = error.pos - text.rfind("\n", 0, error.pos)
+        else:
+            reason = f"the row that starts here is not complete ({reason})"
     lost = "; nothing after it could be read" if restart > len(text) else ""
     problems.add(file, line, reason + lost, column=column, row=text[start:restart])
 
@@ -188,10 +190,10 @@ def _next(text: str, end: int, listed: bool) -> int:
         return position
     if not text.startswith(",", position):
         raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-    position = _skip_space(text, position + 1)
-    if text.startswith("]", position):
+    following = _skip_space(text, position + 1)
+    if text.startswith("]", following):
         raise json.JSONDecodeError("a comma before the end of the list", text, position)
-    return position
+    return following
 
 
 def _skip_space(text: str, position: int) -> int:

@@ -18,7 +18,7 @@ from qlora_core.data.encode_rows import (
     Reader,
     Tally,
 )
-from qlora_core.data.problems import Problems
+from qlora_core.data.problems import Problems, listing
 from qlora_core.data.report import DataReport, Warn, lengths_of
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
@@ -77,7 +77,7 @@ def prepare_data(
 
 def _set_aside(items: list[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
     """Training and evaluation samples; equal samples fall on the same side."""
-    first = {item.key: number for number, item in reversed(list(enumerate(items)))}
+    first = {item.digest: number for number, item in reversed(list(enumerate(items)))}
     distinct = sorted(first.values())
     if len(distinct) < 2:
         raise BadInput(
@@ -92,8 +92,8 @@ def _set_aside(items: list[Item], share: float, seed: int) -> tuple[list[Item], 
 
 def _without(train: list[Item], evaluation: list[Item], tally: Tally) -> list[Item]:
     """The training samples that are not evaluated on, too."""
-    held_out = {item.key for item in evaluation}
-    kept = [item for item in train if item.key not in held_out] if held_out else train
+    held_out = {item.digest for item in evaluation}
+    kept = [item for item in train if item.digest not in held_out] if held_out else train
     rows = {item.row for item in (*kept, *evaluation)}
     gone = {i.row: i.sample["source"] for i in train if i.row not in rows}
     for source in gone.values():
@@ -106,28 +106,22 @@ def _without(train: list[Item], evaluation: list[Item], tally: Tally) -> list[It
 
 
 def _count_duplicates(train: list[Item], tally: Tally) -> None:
-    seen: set[tuple[int, ...]] = set()
+    seen: set[bytes] = set()
     for item in train:
-        key = item.key
-        if key in seen:
+        if item.digest in seen:
             tally.duplicates.add(*item.sample["source"])
-        seen.add(key)
+        seen.add(item.digest)
 
 
 def _require(items: list[Item], source: Any, problems: Problems, tally: Tally) -> None:
     if items:
         return
     reasons = [f"  dropped: {reason}: {count}" for reason, count in tally.dropped.items()]
-    reasons += [f"  {problem}" for problem in problems.first[:20]]
-    longest = f" (the longest row has {tally.longest:,} tokens)" if tally.longest else ""
-    raise BadInput(
-        "\n".join([f"no usable row in {source}{longest}", *reasons]),
-        "raise --max-length"
-        if TOO_LONG in tally.dropped
-        else "look at the rows named above"
-        if reasons
-        else "the file is empty: give one with rows",
-    )
+    reasons += [listing(problems.first, problems.count)] if problems.count else []
+    remedy = "look at the rows named above" if reasons else "give a file that has rows"
+    if TOO_LONG in tally.dropped:
+        remedy = f"raise --max-length: the longest row has {tally.longest:,} tokens"
+    raise BadInput("\n".join([f"no usable row in {source}", *reasons]), remedy)
 
 
 def _report(

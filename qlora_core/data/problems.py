@@ -54,13 +54,6 @@ class Problems:
 
     def refuse(self, kept: int) -> None:
         """Raise BadInput that lists the problems, if there are any."""
-        reasons = {problem.reason for problem in self.first}
-        if self.count > 1 and not kept and len(reasons) == 1:  # not the rows are at fault
-            raise BadInput(
-                f"{reasons.pop()}: in all {self.count:,} rows, from {self.first[0].file}:"
-                f"{self.first[0].line} on",
-                "look at the first of these rows, and at what the model's prompt format allows",
-            )
         if self.count:
             rows = "row" if self.count == 1 else "rows"
             raise BadInput(

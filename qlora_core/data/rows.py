@@ -22,6 +22,7 @@ KINDS = {
     ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "CSV",
     ".parquet": "Parquet", ".txt": "text", ".md": "text",
 }  # fmt: skip
+_LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*([{\]]|$)")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[^/\\]+))?")
 
 
@@ -109,7 +110,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _parts(source: str | Path) -> list[str]:
-    if Path(source).exists():  # a comma may be part of a name
+    if str(source).strip() and Path(source).exists():  # a comma may be part of a name
         return [str(source)]
     parts = [part.strip() for part in str(source).split(",") if part.strip()]
     if not parts:
@@ -188,7 +189,7 @@ def _starts_a_list(stream: BinaryIO) -> bool:
         stream.seek(0)
     except (EOFError, OSError):
         return False
-    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[") and b"\n" in start[:4096]
+    return _LIST.match(start) is not None
 
 
 def _text(stream: BinaryIO, name: str, problems: Problems, *, strict: bool) -> str | None:
@@ -232,7 +233,7 @@ def _read_hub(part: str, splits: tuple[str, ...], offline: bool) -> Iterator[Row
     from qlora_core.data.hub import read_hub
 
     match = _HUB_ID.fullmatch(part)
-    if match is None or Path(match["id"]).suffix.lower() in {*KINDS, ".gz"}:
+    if match is None or Path(part).suffix.lower() in {*KINDS, ".gz"}:
         raise _missing(part)
     named = (match["split"],) if match["split"] else splits
     yield from read_hub(match["id"], match["config"], named, offline=offline)

@@ -1,0 +1,330 @@
+"""Every fault in a data file is named by file, line and reason; nothing is lost on the way."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qlora_core.data import json_rows
+from qlora_core.data.problems import Problems
+from qlora_core.data.rows import collect_rows, read_rows
+from qlora_core.errors import BadInput
+
+GOOD = [b'{"question": "q%d", "answer": "a%d"}' % (i, i) for i in range(9)]
+
+# name -> (a line that is no row, what must be said about it)
+FAULTS: dict[str, tuple[bytes, str]] = {
+    "no json": (b"hello", "Expecting value"),
+    "cut off in a text": (b'{"question": "q", "answer": "a', "Unterminated string"),
+    "cut off after a text": (b'{"question": "q", "answer": "a"', "Expecting ',' delimiter"),
+    "cut off after a key": (b'{"question": "q", "answer"', "Expecting ':' delimiter"),
+    "cut off after a colon": (b'{"question": "q", "answer":', "Expecting value"),
+    "single quotes": (b"{'question': 'q', 'answer': 'a'}", "property name"),
+    "trailing comma": (b'{"question": "q", "answer": "a",}', "property name|trailing comma"),
+    "comma missing": (b'{"question": "q" "answer": "a"}', "Expecting ',' delimiter"),
+    "colon missing": (b'{"question" "q"}', "Expecting ':' delimiter"),
+    "key without quotes": (b'{question: "q"}', "property name"),
+    "two objects": (b'{"question": "q", "answer": "a"}{"question": "q"}', "text after"),
+    "comma after the object": (b'{"question": "q", "answer": "a"},', "text after"),
+    "comment": (b"// a comment", "Expecting value"),
+    "python's None": (b'{"question": "q", "answer": None}', "Expecting value"),
+    "python's True": (b'{"question": "q", "answer": True}', "Expecting value"),
+    "NaN": (b'{"question": "q", "answer": NaN}', "NaN is not"),
+    "Infinity": (b'{"question": "q", "answer": Infinity}', "Infinity is not"),
+    "-Infinity": (b'{"question": "q", "answer": -Infinity}', "-Infinity is not"),
+    "1e999": (b'{"question": "q", "answer": 1e999}', "too large"),
+    "5,000 digits": (b'{"question": "q", "answer": ' + b"7" * 5000 + b"}", "digits"),
+    "leading zero": (b'{"question": "q", "answer": 007}', "Expecting ',' delimiter"),
+    "key twice": (b'{"question": "q", "answer": "a", "answer": "b"}', '"answer" stands twice'),
+    "key twice, inside": (b'{"question": {"a": 1, "a": 2}}', '"a" stands twice'),
+    "latin-1": (b'{"question": "caf\xe9", "answer": "a"}', "not UTF-8"),
+    "half a character": (b'{"question": "\xe2\x82", "answer": "a"}', "not UTF-8"),
+    "overlong encoding": (b'{"question": "\xc0\xaf", "answer": "a"}', "not UTF-8"),
+    "surrogate in bytes": (b'{"question": "\xed\xa0\x80"}', "not UTF-8"),
+    "lone surrogate": (b'{"question": "\\ud83d", "answer": "a"}', "surrogate"),
+    "low surrogate": (b'{"question": "\\udE00", "answer": "a"}', "surrogate"),
+    "surrogate in a key": (b'{"\\ud800": "q"}', "surrogate"),
+    "tab in a text": (b'{"question": "a\tb"}', "control character"),
+    "zero byte": (b'{"question": "a\x00b"}', "control character"),
+    "only zero bytes": (b"\x00" * 40, "Expecting value"),
+    "bad escape": (b'{"question": "\\x41"}', "escape"),
+    "bad unicode escape": (b'{"question": "\\u12G4"}', "escape"),
+    "a list": (b'["q", "a"]', "found a list"),
+    "a text": (b'"question"', "found text"),
+    "a number": (b"42", "found a number"),
+    "null": (b"null", "found null"),
+    "true": (b"true", "found true"),
+    "nested too deeply": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
+    "byte order mark inside": (b' \xef\xbb\xbf{"question": "q"}', "Expecting value"),
+    "closing brace missing": (b'{"question": {"a": "b"}', "Expecting ',' delimiter"),
+    "brace too many": (b'{"question": "q", "answer": "a"}}', "text after"),
+    "csv": (b"q,a", "Expecting value"),
+    "conflict marker": (b"<<<<<<< HEAD", "Expecting value"),
+}  # fmt: skip
+POSITIONS = {"first": 0, "middle": 4, "last": 9}
+
+
+def write(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return str(path)
+
+
+def refusal(source: str) -> str:
+    with pytest.raises(BadInput) as caught:
+        read_rows(source)
+    return caught.value.problem
+
+
+def test_the_table_has_forty_faults_or_more() -> None:
+    assert len(FAULTS) >= 40
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_line_is_named_with_its_reason(tmp_path: Path, fault: str, position: str) -> None:
+    line, reason = FAULTS[fault]
+    at = POSITIONS[position]
+    lines = [*GOOD[:at], line, *GOOD[at:]]
+    source = write(tmp_path / "train.jsonl", b"\n".join(lines) + b"\n")
+    problems = Problems()
+    rows = collect_rows(source, problems)
+    assert [at + 1] == [problem.line for problem in problems.first]
+    assert [r.line for r in rows.rows] == [n for n in range(1, 11) if n != at + 1]
+    assert any(part in problems.first[0].reason for part in reason.split("|"))
+    assert f"{source}:{at + 1}" in refusal(source)
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if "UTF-8" not in FAULTS[f][1]])
+def test_a_json_list_goes_on_after_a_faulty_row(tmp_path: Path, fault: str) -> None:
+    line = FAULTS[fault][0]
+    rows = [*GOOD[:3], line, *GOOD[3:]]
+    source = write(tmp_path / "a.json", b"[\n  " + b",\n  ".join(rows) + b"\n]\n")
+    problems = Problems()
+    read = collect_rows(source, problems)
+    assert [5] == [problem.line for problem in problems.first]
+    assert {2, 3, 4, 7, 8, 9, 10, 11} <= {row.line for row in read.rows}
+
+
+def test_all_problems_are_listed_at_once_and_counted(tmp_path: Path) -> None:
+    lines = [GOOD[0], *[b"broken"] * 30, GOOD[1]]
+    problem = refusal(write(tmp_path / "a.jsonl", b"\n".join(lines)))
+    assert "30 bad rows, 2 good" in problem
+    assert all(f"a.jsonl:{line}:1" in problem for line in range(2, 22))
+    assert "... and 10 more" in problem
+
+
+def test_the_column_of_a_fault_is_where_an_editor_shows_it(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", b'  {"a": "x", "b": oops}\n')
+    assert "a.jsonl:1:19: Expecting value" in refusal(source)
+    pretty = b'[\n  {\n    "a": "x",\n    "b": oops\n  }\n]'
+    assert "b.json:4:10: Expecting value" in refusal(write(tmp_path / "b.json", pretty))
+
+
+def test_bad_rows_go_to_a_side_file_and_the_rest_is_kept(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", b"\n".join([GOOD[0], b"caf\xe9", GOOD[1], b"\\ud800"]))
+    side = tmp_path / "deep" / "skipped.jsonl"
+    rows = read_rows(source, skip_bad=True, side_file=side)
+    skipped = [json.loads(line) for line in side.read_text("utf-8").splitlines()]
+    assert [1, 3] == [row.line for row in rows.rows]
+    assert [2, 4] == [row["line"] for row in skipped]
+    assert ["caf\\xe9\n", "\\ud800"] == [row["row"] for row in skipped]
+    assert 4 == rows.files[0].rows
+
+
+def test_no_side_file_appears_without_a_bad_row(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", GOOD[0])
+    read_rows(source, skip_bad=True, side_file=tmp_path / "skipped.jsonl")
+    assert not (tmp_path / "skipped.jsonl").exists()
+
+
+def test_a_line_without_end_is_refused_and_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_rows, "MAX_LINE", 1000)
+    long = b'{"question": "' + b"x" * 5000 + b'"}'
+    source = write(tmp_path / "a.jsonl", b"\n".join([GOOD[0], long, GOOD[1]]))
+    problems = Problems()
+    assert [1, 3] == [row.line for row in collect_rows(source, problems).rows]
+    assert "longer than 1,000 bytes" in problems.first[0].reason
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_marks_line_ends_and_blank_lines_are_no_faults(tmp_path: Path, end: bytes) -> None:
+    content = b"\xef\xbb\xbf" + end.join([GOOD[0], b"", b"  ", GOOD[1]])
+    rows = read_rows(write(tmp_path / "a.jsonl", content)).rows
+    assert [1, 4] == [row.line for row in rows]
+    assert {"question": "q0", "answer": "a0"} == rows[0].values
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.json", b"[" + b",".join(GOOD) + b"]"),
+        ("list.jsonl", b"[\n" + b",\n".join(GOOD) + b"\n]"),
+        ("lines.json", b"\n".join(GOOD)),
+        ("pretty.json", json.dumps([json.loads(g) for g in GOOD], indent=2).encode()),
+        ("sequence.json", b"\n".join(json.dumps(json.loads(g), indent=1).encode() for g in GOOD)),
+        ("lines.ndjson", b"\n".join(GOOD)),
+        ("table.csv", b"question,answer\n" + b"".join(b"q%d,a%d\n" % (i, i) for i in range(9))),
+        ("table.tsv", b"question\tanswer\n" + b"".join(b"q%d\ta%d\n" % (i, i) for i in range(9))),
+        ("german.csv", b"question;answer\n" + b"".join(b"q%d;a%d\n" % (i, i) for i in range(9))),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_content_decides_how_a_file_is_read(
+    tmp_path: Path, name: str, content: bytes, zipped: bool
+) -> None:
+    path = tmp_path / (name + ".gz" * zipped)
+    rows = read_rows(write(path, gzip.compress(content) if zipped else content)).rows
+    assert [json.loads(line) for line in GOOD] == [row.values for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "reason"),
+    [
+        (b'[{"a": 1}, {"a": 2}', 1, "never closed"),
+        (b'[\n{"a": 1},\n]', 2, "comma before the end"),
+        (b'[\n{"a": 1}\n]\nmore', 4, "text after the end of the list"),
+        (b'[{"a": oops}, {"a": 2}]', 1, "nothing after it could be read"),
+        (b"[", 1, "never closed"),
+        (b'[\n{"a": 1},\n{"b"', 3, "nothing after it could be read"),
+        ('[{"a": 1}]'.encode("utf-16"), 1, "UTF-16"),
+        (b'[\n{"a": "\xff"}]', 2, "not UTF-8"),
+    ],
+)
+def test_a_broken_json_list_is_named(
+    tmp_path: Path, content: bytes, line: int, reason: str
+) -> None:
+    problems = Problems()
+    collect_rows(write(tmp_path / "a.json", content), problems)
+    assert any(p.line == line and reason in p.reason for p in problems.first), problems.first
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (b"q", "1 fields, the header has 2"),
+        (b"q,a,more", "3 fields, the header has 2"),
+        (b'"q"x,a', "not CSV"),
+        (b"caf\xe9,a", "not UTF-8"),
+    ],
+)
+def test_a_faulty_csv_record_is_named_by_its_first_line(
+    tmp_path: Path, record: bytes, reason: str
+) -> None:
+    content = b"question,answer\n" + b'"two\nlines",a\n' + record + b"\nq,a\n"
+    problems = Problems()
+    rows = collect_rows(write(tmp_path / "a.csv", content), problems).rows
+    assert [2, 5] == [row.line for row in rows]
+    assert [4] == [problem.line for problem in problems.first]
+    assert reason in problems.first[0].reason
+
+
+def test_an_unclosed_quote_is_named_where_it_opens(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", b'question,answer\nq,a\nq,"a\nq,a\nq,a\n')
+    assert "a.csv:3: not CSV" in refusal(source)
+
+
+def test_a_column_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    assert "'answer' stands twice" in refusal(write(tmp_path / "a.csv", b"answer,answer\nq,a\n"))
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "a.txt", b"one\n\ntwo\n")).rows
+    assert [{"text": "one\n\ntwo\n"}] == [row.values for row in rows]
+    assert "b.txt:2: byte 4 of the line" in refusal(write(tmp_path / "b.txt", b"one\ncaf\xe9"))
+
+
+def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"question": ["q0", "q1"], "answer": ["a0", None]}), path)
+    rows = read_rows(path).rows
+    assert [(1, "a0"), (2, None)] == [(row.line, row.values["answer"]) for row in rows]
+    assert "not a readable Parquet file" in refusal(write(tmp_path / "b.parquet", b"PAR1 no"))
+
+
+def test_a_cut_off_archive_says_where_reading_ended(tmp_path: Path) -> None:
+    content = gzip.compress(b"\n".join(GOOD * 500))
+    problem = refusal(write(tmp_path / "a.jsonl.gz", content[: len(content) // 2]))
+    assert "cannot be read from here on" in problem
+
+
+def test_sources_are_joined_in_order(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "b.jsonl", GOOD[0]), write(tmp_path / "a.jsonl", GOOD[1])
+    rows = read_rows(f"{first}, {second}")
+    assert ["q0", "q1"] == [row.values["question"] for row in rows.rows]
+    assert [first, second] == [file.name for file in rows.files]
+    assert all(file.sha256 and file.size_bytes for file in rows.files)
+    assert ["q1", "q0"] == [row.values["question"] for row in read_rows(tmp_path).rows]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("trian.jsonl", "did you mean"),
+        ("nowhere/at/all.jsonl", "no such data file"),
+        ("squad", "OWNER/NAME"),
+        ("", "no data source"),
+        ("empty-folder", "holds no data file"),
+        ("model.bin", "unknown kind of data file"),
+    ],
+)
+def test_a_source_that_is_none_says_what_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "train.jsonl", GOOD[0])
+    write(tmp_path / "model.bin", b"x")
+    (tmp_path / "empty-folder").mkdir()
+    with pytest.raises(BadInput) as caught:
+        read_rows(source)
+    assert says in str(caught.value)
+
+
+def test_an_unreachable_hub_dataset_is_one_clear_message() -> None:
+    with pytest.raises(BadInput) as caught:
+        read_rows("nobody-at-all/no-such-set", offline=True)
+    assert "nobody-at-all/no-such-set" in caught.value.problem
+
+
+LINES = st.lists(st.one_of(st.sampled_from(GOOD), st.binary(max_size=40)), max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lines=LINES)
+def test_every_line_of_random_bytes_is_kept_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    content = b"\n".join(lines)
+    source = write(tmp_path_factory.getbasetemp() / "random.jsonl", content)
+    if content.lstrip().startswith(b"["):
+        return
+    problems = Problems()
+    rows = collect_rows(source, problems).rows
+    places = sorted([*(row.line for row in rows), *(problem.line for problem in problems.first)])
+    first = content.removeprefix(b"\xef\xbb\xbf")
+    filled = [n for n, line in enumerate(first.split(b"\n"), start=1) if line.strip(b" \t\r\n")]
+    assert filled == places
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_mutated_json_list_never_raises_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    content = bytearray(b"[\n" + b",\n".join(GOOD) + b"\n]")
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    source = write(tmp_path_factory.getbasetemp() / "mutated.json", bytes(content))
+    problems = Problems()
+    rows = collect_rows(source, problems)
+    assert rows.files[0].rows == len(rows.rows) + problems.count
+    assert all(0 < problem.line <= 12 for problem in problems.first)

@@ -106,7 +106,7 @@ def test_a_json_list_goes_on_after_a_faulty_row(tmp_path: Path, fault: str) -> N
     source = write(tmp_path / "a.json", b"[\n  " + b",\n  ".join(rows) + b"\n]\n")
     problems = Problems()
     read = collect_rows(source, problems)
-    assert [5] == [problem.line for problem in problems.first]
+    assert [problem.line for problem in problems.first] == [5]
     assert {2, 3, 4, 7, 8, 9, 10, 11} <= {row.line for row in read.rows}
 
 
@@ -130,10 +130,10 @@ def test_bad_rows_go_to_a_side_file_and_the_rest_is_kept(tmp_path: Path) -> None
     side = tmp_path / "deep" / "skipped.jsonl"
     rows = read_rows(source, skip_bad=True, side_file=side)
     skipped = [json.loads(line) for line in side.read_text("utf-8").splitlines()]
-    assert [1, 3] == [row.line for row in rows.rows]
-    assert [2, 4] == [row["line"] for row in skipped]
-    assert ["caf\\xe9\n", "\\ud800"] == [row["row"] for row in skipped]
-    assert 4 == rows.files[0].rows
+    assert [row.line for row in rows.rows] == [1, 3]
+    assert [row["line"] for row in skipped] == [2, 4]
+    assert [row["row"] for row in skipped] == ["caf\\xe9\n", "\\ud800"]
+    assert rows.files[0].rows == 4
 
 
 def test_no_side_file_appears_without_a_bad_row(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_line_without_end_is_refused_and_the_next_is_read(
     long = b'{"question": "' + b"x" * 5000 + b'"}'
     source = write(tmp_path / "a.jsonl", b"\n".join([GOOD[0], long, GOOD[1]]))
     problems = Problems()
-    assert [1, 3] == [row.line for row in collect_rows(source, problems).rows]
+    assert [row.line for row in collect_rows(source, problems).rows] == [1, 3]
     assert "longer than 1,000 bytes" in problems.first[0].reason
 
 
@@ -157,8 +157,8 @@ def test_a_line_without_end_is_refused_and_the_next_is_read(
 def test_marks_line_ends_and_blank_lines_are_no_faults(tmp_path: Path, end: bytes) -> None:
     content = b"\xef\xbb\xbf" + end.join([GOOD[0], b"", b"  ", GOOD[1]])
     rows = read_rows(write(tmp_path / "a.jsonl", content)).rows
-    assert [1, 4] == [row.line for row in rows]
-    assert {"question": "q0", "answer": "a0"} == rows[0].values
+    assert [row.line for row in rows] == [1, 4]
+    assert rows[0].values == {"question": "q0", "answer": "a0"}
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def test_a_faulty_csv_record_is_named_by_its_first_line(
     content = b"question,answer\n" + b'"two\nlines",a\n' + record + b"\nq,a\n"
     problems = Problems()
     rows = collect_rows(write(tmp_path / "a.csv", content), problems).rows
-    assert [2, 5] == [row.line for row in rows]
-    assert [4] == [problem.line for problem in problems.first]
+    assert [row.line for row in rows] == [2, 5]
+    assert [problem.line for problem in problems.first] == [4]
     assert reason in problems.first[0].reason
 
 
@@ -236,7 +236,7 @@ def test_a_column_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     rows = read_rows(write(tmp_path / "a.txt", b"one\n\ntwo\n")).rows
-    assert [{"text": "one\n\ntwo\n"}] == [row.values for row in rows]
+    assert [row.values for row in rows] == [{"text": "one\n\ntwo\n"}]
     assert "b.txt:2: byte 4 of the line" in refusal(write(tmp_path / "b.txt", b"one\ncaf\xe9"))
 
 
@@ -247,7 +247,7 @@ def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"question": ["q0", "q1"], "answer": ["a0", None]}), path)
     rows = read_rows(path).rows
-    assert [(1, "a0"), (2, None)] == [(row.line, row.values["answer"]) for row in rows]
+    assert [(row.line, row.values["answer"]) for row in rows] == [(1, "a0"), (2, None)]
     assert "not a readable Parquet file" in refusal(write(tmp_path / "b.parquet", b"PAR1 no"))
 
 
@@ -260,10 +260,10 @@ def test_a_cut_off_archive_says_where_reading_ended(tmp_path: Path) -> None:
 def test_sources_are_joined_in_order(tmp_path: Path) -> None:
     first, second = write(tmp_path / "b.jsonl", GOOD[0]), write(tmp_path / "a.jsonl", GOOD[1])
     rows = read_rows(f"{first}, {second}")
-    assert ["q0", "q1"] == [row.values["question"] for row in rows.rows]
+    assert [row.values["question"] for row in rows.rows] == ["q0", "q1"]
     assert [first, second] == [file.name for file in rows.files]
     assert all(file.sha256 and file.size_bytes for file in rows.files)
-    assert ["q1", "q0"] == [row.values["question"] for row in read_rows(tmp_path).rows]
+    assert [row.values["question"] for row in read_rows(tmp_path).rows] == ["q1", "q0"]
 
 
 @pytest.mark.parametrize(

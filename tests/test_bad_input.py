@@ -1,0 +1,112 @@
+"""Bad input gives one clear message and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import qlora_base
+from qlora_core.cli.main import main
+
+ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(ROW) + "\n" for _ in range(4)))
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one message of a refused command line."""
+    assert main([str(a) for a in arguments]) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert printed.count("error:") == 1, printed
+    assert "\n  -> " in printed, "the message must say what to do next"
+    return printed
+
+
+def train(model: str | Path, data: str | Path, output: Path, *more: str) -> list[str | Path]:
+    return ["train", "--model", model, "--data", data, "--output", output, "--max-steps", "1", *more]
+
+
+def test_a_folder_that_is_not_a_model(capsys, tmp_path: Path, data: Path) -> None:
+    assert "no config.json" in refused(capsys, "detect", tmp_path)
+    assert "no config.json" in refused(capsys, *train(tmp_path, data, tmp_path / "out"))
+
+
+def test_a_folder_that_does_not_exist(capsys, tmp_path: Path, data: Path) -> None:
+    assert "no folder" in refused(capsys, "detect", tmp_path / "nowhere")
+    assert "no folder" in refused(capsys, *train(tmp_path / "nowhere", data, tmp_path / "out"))
+
+
+def test_a_model_type_that_transformers_does_not_know_either(capsys, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "lama"}')
+    assert "lama" in refused(capsys, "detect", tmp_path)
+
+
+def test_a_missing_data_file(capsys, tmp_path: Path) -> None:
+    message = refused(capsys, *train(qlora_base.MODEL, tmp_path / "no.jsonl", tmp_path / "out"))
+    assert "no.jsonl" in message
+
+
+def test_a_data_file_with_a_broken_line_names_the_line(capsys, tmp_path: Path, data: Path) -> None:
+    lines = data.read_text().splitlines()
+    lines[2] = lines[2][:-3]
+    data.write_text("\n".join(lines))
+    message = refused(capsys, *train(qlora_base.MODEL, data, tmp_path / "out"))
+    assert "data.jsonl" in message
+    assert "line 3" in message or ":3" in message
+
+
+def test_an_unknown_setting_names_the_nearest(capsys, tmp_path: Path, data: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("learning_rat = 1e-4\n")
+    command = train(qlora_base.MODEL, data, tmp_path / "out", "--config", str(config))
+    assert "learning_rate" in refused(capsys, *command)
+
+
+def test_a_target_that_does_not_exist_lists_the_candidates(capsys, tmp_path: Path, data: Path) -> None:
+    message = refused(capsys, "detect", qlora_base.MODEL, "--targets", "q_prj")
+    assert "q_proj" in message
+    command = train(qlora_base.MODEL, data, tmp_path / "out", "--targets", "q_proj,gate_prj")
+    assert "gate_proj" in refused(capsys, *command)
+
+
+def test_an_expression_that_matches_no_layer_lists_the_candidates(
+    capsys, tmp_path: Path, data: Path
+) -> None:
+    command = train(qlora_base.MODEL, data, tmp_path / "out", "--targets", r".*\.nothing")
+    assert "q_proj" in refused(capsys, *command)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--learning-rate", "-1"),
+        ("--batch-size", "0"),
+        ("--rank", "0"),
+        ("--dropout", "1.5"),
+        ("--schedule", "cosin"),
+        ("--max-length", "1"),
+    ],
+)
+def test_a_setting_out_of_its_range(capsys, tmp_path: Path, data: Path, flags: tuple[str, str]) -> None:
+    command = [str(a) for a in train(qlora_base.MODEL, data, tmp_path / "out", *flags)]
+    try:
+        code = main(command)
+    except SystemExit as error:  # argparse refuses what no setting of that kind can be
+        code = error.code
+    assert code == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert flags[0].lstrip("-").replace("-", "_") in printed.replace("-", "_")
+
+
+def test_nothing_is_left_behind_by_a_refused_run(capsys, tmp_path: Path, data: Path) -> None:
+    refused(capsys, *train(qlora_base.MODEL, data, tmp_path / "out", "--targets", "q_prj"))
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())

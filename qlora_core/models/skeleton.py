@@ -22,20 +22,25 @@ _NOT_FOR_SHAPE = ("model_type", "quantization_config", "auto_map", "dtype", "tor
 
 
 def build_skeleton(
-    config: Mapping[str, Any], *, folder: str | None = None, trust_remote_code: bool = False
+    config: Mapping[str, Any],
+    *,
+    device: str = "meta",
+    folder: str | None = None,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """The model that ``config`` (the mapping of a ``config.json``) describes, on the meta device.
 
     A causal language model where transformers has one for the type, else the class for
-    image and text. Takes seconds and no memory at any size. Code that a ``folder`` brings
-    (``auto_map``) is only run with ``trust_remote_code``.
+    image and text. Takes seconds and no memory at any size; on another ``device`` it has
+    random weights. Code that a ``folder`` brings (``auto_map``) is only run with
+    ``trust_remote_code``.
 
     Raises BadInput for a type that transformers does not know or cannot generate text with,
     and for values that its classes refuse.
     """
     if trust_remote_code and folder is not None and config.get("auto_map"):
-        return _remote(folder)
-    model_type = str(config.get("model_type"))
+        return _remote(folder, device)
+    model_type = str(config.get("model_type") or "(none)")
     if model_type not in CONFIG_MAPPING:
         raise _unknown(model_type, remote=bool(config.get("auto_map")))
     values = {key: value for key, value in config.items() if key not in _NOT_FOR_SHAPE}
@@ -47,7 +52,7 @@ def build_skeleton(
                 f"model_type {model_type!r}",
                 "give the folder of a causal or an image-text language model",
             )
-        return _from_config(parsed)
+        return _from_config(parsed, device)
 
 
 def known_types() -> list[str]:
@@ -59,12 +64,12 @@ def known_types() -> list[str]:
     return sorted(set(names))
 
 
-def _from_config(config: Any) -> nn.Module:
+def _from_config(config: Any, device: str) -> nn.Module:
     text = type(config) in _TEXT
     part = _own_part(config) if text else config
     auto = transformers.AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
     build = auto.from_config if part is config else _TEXT[type(config)]._from_config
-    with torch.device("meta"):
+    with torch.device(device):
         model: nn.Module = build(part, attn_implementation="eager")
     return model.eval()
 
@@ -77,9 +82,9 @@ def _own_part(config: Any) -> Any:
     return parts[0] if type(config) is not wanted and len(parts) == 1 else config
 
 
-def _remote(folder: str) -> nn.Module:
+def _remote(folder: str, device: str) -> nn.Module:
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    with _quiet(), torch.device("meta"):
+    with _quiet(), torch.device(device):
         model: nn.Module = transformers.AutoModelForCausalLM.from_config(
             config, trust_remote_code=True
         )

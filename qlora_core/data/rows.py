@@ -22,7 +22,7 @@ KINDS = {
     ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "CSV",
     ".parquet": "Parquet", ".txt": "text", ".md": "text",
 }  # fmt: skip
-_LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*([{\]]|$)")
+_LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|$)")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[^/\\]+))?")
 
 

@@ -15,7 +15,8 @@ from qlora_core.data.collate import Sample
 from qlora_core.data.encode import IGNORED
 
 LEARNED = "bold green"
-_ROWS = 40
+_PLACES = 8
+"""How many changes between learned and not learned the terminal shows."""
 _PATIENCE = 8
 """Tokens that may share one character; then it is shown as what it is."""
 # Control and direction marks could hide or rewrite what the terminal shows.
@@ -136,10 +137,14 @@ def _table(tokens: Sequence[Token]) -> Table:
 
 
 def _telling(tokens: Sequence[Token]) -> list[int]:
-    """The positions around every change between learned and not learned."""
-    changes = [i for i in range(1, len(tokens)) if tokens[i].learned != tokens[i - 1].learned]
-    shown = {i for change in (0, *changes) for i in range(change - 3, change + 3)}
-    return sorted(i for i in shown if 0 <= i < len(tokens))[:_ROWS]
+    """Positions around the start, the end, and changes between learned and not learned."""
+    places = [i for i in range(1, len(tokens)) if tokens[i].learned != tokens[i - 1].learned]
+    places = [0, *places, len(tokens)]
+    if len(places) > _PLACES:
+        places = [*places[: _PLACES - 3], *places[-3:]]
+    return sorted(
+        {i for place in places for i in range(place - 3, place + 3)} & {*range(len(tokens))}
+    )
 
 
 def _token_html(token: Token) -> str:

@@ -1,0 +1,78 @@
+"""``qlora-core train``: fine-tune, or with ``--dry-run`` say what would be done."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_core.training.settings import add_flags, settings_from
+
+if TYPE_CHECKING:
+    from qlora_core.training.train import DryRun
+
+PREVIEWED = 2
+"""Samples that the dry run shows as text, ids and labels."""
+
+
+def add(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "train",
+        help="fine-tune a model in 4 bits",
+        description="Every flag is also a key of the settings file (TOML or YAML), dashes as "
+        "underscores; a flag wins over the file. Minimum: --model, --data and --output.",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings file")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="detect, read and show the data, and plan the memory; load no weights, write nothing",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="the dry run's findings as JSON")
+    add_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or show what would be trained."""
+    settings = settings_from(arguments.config, vars(arguments))
+    if arguments.dry_run:
+        from qlora_core.training.train import dry_run
+
+        _show(dry_run(settings), as_json=arguments.json)
+        return 0
+    from qlora_core.training.train import train
+
+    finished = train(settings)
+    print(f"adapter  {finished.adapter}")
+    report = finished.directory / "report.html"
+    if report.exists():
+        print(f"report   {report}")
+    return 0
+
+
+def _show(found: DryRun, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from qlora_core.data.preview import terminal_preview
+
+    inputs = found.inputs
+    console = Console()
+    colour = console.is_terminal
+    detection = inputs.detection
+    lines = [
+        f"{detection.architecture.name}: {detection.reason}",
+        *(f"warning [{n.code}] {n.message}\n  -> {n.remedy}" for n in detection.warnings),
+        *inputs.data.report.summary(),
+        f"{found.steps:,} optimizer steps; gradient checkpointing "
+        + ("on" if inputs.gradient_checkpointing else "off"),
+    ]
+    print("\n".join(lines), end="\n\n")
+    console.print(
+        terminal_preview(inputs.data.train, inputs.tokenizer, count=PREVIEWED, colour=colour)
+    )
+    print(f"\nmemory of one step\n{found.memory.table()}")

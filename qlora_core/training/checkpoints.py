@@ -1,0 +1,171 @@
+"""Checkpoints of a run: what is in one, which is the newest whole one, which to keep."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from qlora_core.errors import CheckFailed, TrainingStopped
+from qlora_core.training import files
+
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+OPTIMIZER, OPTIMIZER_FACTS, STATE = "optimizer.safetensors", "optimizer.json", "state.json"
+_NAME = re.compile(r"step-(\d+)")
+
+
+class Refused(NamedTuple):
+    """A checkpoint that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+def name_of(step: int) -> str:
+    """The folder's name: ``step-000120``."""
+    return f"step-{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """The step at which the checkpoint at ``path`` was saved."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def save_checkpoint(
+    folder: Path, model: PeftModel, optimizer: Optimizer, state: Mapping[str, Any], *, run_id: str
+) -> Path:
+    """Save adapter, optimizer and ``state`` (JSON values, with ``step``) below ``folder``.
+
+    Raises TrainingStopped, and saves nothing, for weights that are not finite or a full disk.
+    """
+    path = folder / name_of(state["step"])
+    adapter = adapter_tensors(model)
+    tensors, facts = _optimizer_parts(optimizer)
+
+    def write(staging: Path) -> None:
+        write_adapter(staging, model, adapter)
+        save_file(tensors, staging / OPTIMIZER)
+        (staging / OPTIMIZER_FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        (staging / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+
+    size = sum(t.nbytes for t in (*adapter.values(), *tensors.values()))
+    files.publish(path, write, size=size, facts={"run_id": run_id, "step": state["step"]})
+    return path
+
+
+def load_checkpoint(path: Path, model: PeftModel, optimizer: Optimizer) -> dict[str, Any]:
+    """Put adapter and optimizer back as they were saved at ``path`` and return the state.
+
+    Raises CheckFailed where the tensors are not those of this model.
+    """
+    load_adapter(path, model)
+    tensors = load_file(path / OPTIMIZER)
+    facts = json.loads((path / OPTIMIZER_FACTS).read_text(encoding="utf-8"))
+    states: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in facts["state"].items()}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition("/")
+        states.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": facts["param_groups"]})
+    return read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON part of the checkpoint at ``path``."""
+    state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return state
+
+
+def load_adapter(path: Path, model: PeftModel) -> None:
+    """Replace the adapter's values by those saved at ``path``, every one of them."""
+    saved = load_file(path / ADAPTER)
+    expected = _names(model)
+    if set(saved) != expected:
+        differing = sorted(set(saved) ^ expected)
+        raise CheckFailed(
+            f"{path} holds another adapter: {len(differing)} other tensors ({differing[0]})",
+            "resume with the rank and the targets that the run was started with",
+        )
+    set_peft_model_state_dict(model, saved)
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """The adapter as PEFT saves it, on the CPU. Raises TrainingStopped if not finite."""
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise TrainingStopped(
+            f"{len(broken)} of {len(tensors)} adapter tensors are not finite; they were not saved",
+            "lower the learning rate and go on from the last checkpoint with --resume",
+        )
+    return tensors
+
+
+def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+    """Write PEFT's two files into ``folder``."""
+    save_file(dict(tensors), folder / ADAPTER, metadata={"format": "pt"})
+    config = model.peft_config[model.active_adapter]
+    inference, config.inference_mode = config.inference_mode, True  # as PEFT saves it
+    try:
+        config.save_pretrained(str(folder))
+    finally:
+        config.inference_mode = inference
+
+
+def newest_valid(folder: Path, run_id: str) -> tuple[Path | None, list[Refused]]:
+    """The newest whole checkpoint of run ``run_id``, and the newer ones that were passed over."""
+    refused: list[Refused] = []
+    for path in reversed(_checkpoints(folder)):
+        reason = files.damage(path)
+        if reason is None and files.read_manifest(path).get("run_id") != run_id:
+            reason = "it belongs to another run"
+        if reason is None:
+            return path, refused
+        refused.append(Refused(path, reason))
+    return None, refused
+
+
+def retain(folder: Path, keep: int, protected: Iterable[int] = ()) -> None:
+    """Remove all but the newest ``keep`` checkpoints and those of ``protected`` steps.
+
+    Damaged ones do not count among the kept: the last valid one is never removed.
+    """
+    spared = set(protected)
+    kept = 0
+    for path in reversed(_checkpoints(folder)):
+        if kept < keep and files.damage(path) is None:
+            kept += 1
+        elif step_of(path) not in spared:
+            files.discard(path)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((p for p in found if _NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
+
+
+def _names(model: PeftModel) -> set[str]:
+    return set(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def _optimizer_parts(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its state as tensors (``INDEX/KEY``) and as JSON values: no pickle."""
+    state = optimizer.state_dict()
+    tensors, numbers = {}, {}
+    for index, values in state["state"].items():
+        numbers[str(index)] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}/{key}"] = value.detach().to("cpu", copy=True).contiguous()
+    return tensors, {"state": numbers, "param_groups": state["param_groups"]}

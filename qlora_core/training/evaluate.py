@@ -1,0 +1,52 @@
+"""Evaluation: the mean loss over learned tokens, one micro-batch of logits at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qlora_core.training.batches import Collate, Sample
+from qlora_core.training.losses import learned_tokens, summed_loss
+from qlora_core.training.precision import Precision
+from qlora_core.training.processes import Processes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss over all learned tokens of the evaluation rows."""
+
+    loss: float
+    tokens: int
+    """Learned ones."""
+
+
+def evaluate(
+    model: nn.Module,
+    samples: Sequence[Sample],
+    collate: Collate,
+    *,
+    batch_size: int,
+    precision: Precision,
+    processes: Processes,
+) -> Evaluation:
+    """Weight every learned token alike; the model comes back in the mode it was in."""
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i]["input_ids"]))
+    cuts = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    total, count = 0.0, 0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), precision.autocast():
+            for cut in cuts[processes.rank :: processes.count]:
+                batch = collate([samples[i] for i in cut])
+                batch = {name: value.to(precision.device) for name, value in batch.items()}
+                if learned := learned_tokens(batch):
+                    total += float(summed_loss(model, batch))
+                    count += learned
+    finally:
+        model.train(was_training)
+    total, tokens = processes.sum([total, float(count)], precision.device)
+    return Evaluation(total / max(tokens, 1.0), int(tokens))

@@ -1,0 +1,166 @@
+"""Write files so that a crash at any moment leaves the old content or the new, never a mixture."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from qlora_core.errors import BadInput, TrainingStopped
+
+MANIFEST = "MANIFEST.json"
+STAGING, TRASH = ".staging-", ".trash-"
+MARGIN = 2**20
+"""Bytes kept free beyond what a save needs: directories, manifest, file system blocks."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` by ``value`` as JSON in one rename."""
+    aside = path.with_name(f"{STAGING}{uuid4().hex[:8]}-{path.name}")
+    try:
+        with aside.open("w", encoding="utf-8", newline="\n") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def publish(
+    folder: Path, write: Callable[[Path], None], *, size: int, facts: Mapping[str, Any]
+) -> None:
+    """Make ``folder`` appear whole: ``write`` fills it, under another name beside it.
+
+    Every file is synced to the disk, the manifest with its SHA-256 is written last, and one
+    rename makes the folder visible. ``size`` bytes must be free; ``facts`` go into the manifest.
+    Raises TrainingStopped where the disk does not take it; what was there before stays.
+    """
+    parent = folder.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    staging = parent / f"{STAGING}{uuid4().hex[:8]}"
+    try:
+        _demand_space(parent, size)
+        staging.mkdir()
+        write(staging)
+        _seal(staging, facts)
+        if folder.exists():
+            folder.rename(parent / f"{TRASH}{uuid4().hex[:8]}")
+        staging.rename(folder)
+        sync(parent)
+    except OSError as error:
+        raise TrainingStopped(
+            f"cannot save {folder}: {error}",
+            "mend the disk; what was saved before is whole: go on with --resume",
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    clean(parent)
+
+
+def damage(folder: Path) -> str | None:
+    """Why ``folder`` is not what ``publish`` left, or None: every size and SHA-256 is compared."""
+    try:
+        files = read_manifest(folder)["files"]
+        present = {path.name for path in folder.iterdir()} - {MANIFEST}
+        if missing := sorted(set(files) - present):
+            return f"{missing[0]} is missing"
+        for name, facts in files.items():
+            path = folder / name
+            if path.stat().st_size != facts["size"] or sha256(path) != facts["sha256"]:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"no valid {MANIFEST} ({type(error).__name__})"
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of ``folder``. Raises OSError or ValueError."""
+    value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def clean(folder: Path) -> None:
+    """Remove what an interrupted save or removal left in ``folder``."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name.startswith((STAGING, TRASH)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove a published folder: out of sight in one rename, then its files."""
+    trash = folder.with_name(f"{TRASH}{uuid4().hex[:8]}")
+    folder.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder to the disk. Windows cannot do the latter and need not."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def probe(folder: Path) -> None:
+    """Raise BadInput unless files can be written to ``folder``; leaves nothing behind."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    file = existing / f"{STAGING}probe-{uuid4().hex[:8]}"
+    try:
+        with file.open("wb") as stream:
+            stream.write(b"probe")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadInput(
+            f"cannot write to the output folder {folder}: {reason} ({existing})",
+            "give another --output, or mend its permissions",
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
+def _seal(staging: Path, facts: Mapping[str, Any]) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    files = {}
+    for path in sorted(staging.iterdir()):
+        path.chmod(0o666 & ~umask)  # safetensors makes files that nobody else can read
+        sync(path)
+        files[path.name] = {"sha256": sha256(path), "size": path.stat().st_size}
+    write_json(staging / MANIFEST, {"schema": 1, **facts, "files": files})
+
+
+def _demand_space(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size + MARGIN:
+        raise TrainingStopped(
+            f"a save in {folder} needs {size + MARGIN:,} bytes and {free:,} are free",
+            "free some space, then go on with --resume",
+        )

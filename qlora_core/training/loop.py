@@ -1,0 +1,233 @@
+"""The training loop: numbers only. No files, no printing, no hooks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from qlora_core.errors import CheckFailed, TrainingStopped
+from qlora_core.training.batches import Group, seed_of
+from qlora_core.training.losses import learned_tokens, summed_loss
+from qlora_core.training.precision import Precision
+from qlora_core.training.processes import Processes
+
+SKIPS_IN_A_ROW = 3
+"""So many steps without a finite gradient, one after the other, end the run."""
+Gradients = Callable[[nn.Module, Group, float, Precision], float]
+"""``(model, group, learned, precision)`` adds the gradient of the group's summed loss divided by
+``learned`` to every trainable parameter, scaled by ``precision``, and returns that loss.
+The one seam of the loop: faster ways to the same numbers replace ``accumulate``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step (or one that was skipped) as a record."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    """Real ones, without padding, over all processes."""
+    learned_tokens: int
+    seconds: float
+    peak_memory_bytes: int
+    indices: tuple[int, ...]
+    """Which samples it saw."""
+    skipped: bool = False
+    """The gradient was not finite: no weight was touched."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step's line of ``metrics.jsonl``; what is not finite is null there."""
+        names = ("step", "loss", "learning_rate", "gradient_norm", "tokens", "learned_tokens",
+                 "seconds", "peak_memory_bytes")  # fmt: skip
+        line = {name: _finite(getattr(self, name)) for name in names}
+        line["tokens_per_second"] = self.tokens / self.seconds if self.seconds else None
+        return line | ({"skipped": True} if self.skipped else {})
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """What one run computes with. ``steps`` yields a record per optimizer step."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    precision: Precision
+    processes: Processes = field(default_factory=Processes)
+    max_gradient_norm: float = 1.0
+    seed: int = 0
+    gradients: Gradients = field(default_factory=lambda: accumulate)
+    check: Callable[[nn.Module], None] | None = None
+    """Called with the first step's gradients in place; raises CheckFailed."""
+    parameters: list[nn.Parameter] = field(init=False)
+    skipped: int = 0
+    """Consecutive steps without a finite gradient."""
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise CheckFailed("nothing is trainable", "attach adapters to the model first")
+        self.processes.same_start(self.parameters)
+
+    def steps(self, groups: Iterable[Group]) -> Iterator[Step]:
+        """Train on each group in turn.
+
+        The loss is the mean over the learned tokens of the whole group over all processes: it
+        does not depend on how the group was cut. A step whose gradient is not finite is skipped
+        and says so. Raises TrainingStopped after three of these in a row, CheckFailed when an
+        adapter gets no gradient at the first step or has not moved after the second.
+        """
+        moved = MoveCheck(self.model)
+        self.model.train()
+        for number, group in enumerate(groups):
+            step = self._step(group, first=number == 0)
+            self._count_skips(step)
+            moved.after(step)
+            yield step
+
+    def _step(self, group: Group, *, first: bool) -> Step:
+        began = time.perf_counter()
+        device = self.precision.device
+        counts = [
+            float(sum(learned_tokens(b) for b in group.batches)),
+            float(sum(int(b["attention_mask"].sum()) for b in group.batches)),
+        ]
+        learned, tokens = self.processes.sum(counts, device)
+        if not learned:
+            raise TrainingStopped(
+                f"step {group.step} has no token to learn (samples {_listed(group.indices)})",
+                "drop rows without an answer, or look at the labels with --dry-run",
+            )
+        loss, norm = self._finite_gradients(group, learned)
+        rate = self.schedule.get_last_lr()[0]
+        skipped = not (math.isfinite(norm) and math.isfinite(loss))
+        if not skipped:
+            if first and self.check is not None:
+                self.check(self.model)
+            self._apply(norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return Step(
+            step=group.step, loss=loss, learning_rate=float(rate), gradient_norm=norm,
+            tokens=int(tokens), learned_tokens=int(learned),
+            seconds=time.perf_counter() - began, peak_memory_bytes=peak_memory(device),
+            indices=group.indices, skipped=skipped,
+        )  # fmt: skip
+
+    def _finite_gradients(self, group: Group, learned: float) -> tuple[float, float]:
+        """Loss and gradient norm; in float16 at the highest loss scale that does not overflow."""
+        before = self.precision.scaler.state_dict()
+        while True:
+            loss, norm = self._gradients(group, learned)
+            if math.isfinite(loss) and math.isfinite(norm):
+                return loss, norm
+            self.precision.update()  # lowers the scale, forgets the overflow
+            if not math.isfinite(loss) or not self.precision.can_retry():
+                self.precision.restore(before)  # the scale was not to blame
+                return loss, norm
+
+    def _gradients(self, group: Group, learned: float) -> tuple[float, float]:
+        self.optimizer.zero_grad(set_to_none=True)
+        set_seed(seed_of(self.seed, "step", group.step, self.processes.rank))
+        loss = self.gradients(self.model, group, learned, self.precision)
+        (loss,) = self.processes.sum([loss], self.precision.device)
+        self.processes.sum_gradients(self.parameters)
+        self.precision.unscale(self.optimizer)
+        present = [p.grad for p in self.parameters if p.grad is not None]
+        return loss, float(torch.nn.utils.get_total_norm(present))
+
+    def _apply(self, norm: float) -> None:
+        if self.max_gradient_norm and norm > self.max_gradient_norm:
+            total = torch.tensor(norm, device=self.precision.device)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_gradient_norm, total)
+        self.optimizer.step()
+        self.precision.update()
+
+    def _count_skips(self, step: Step) -> None:
+        self.skipped = self.skipped + 1 if step.skipped else 0
+        if self.skipped == SKIPS_IN_A_ROW:
+            raise TrainingStopped(
+                f"no finite gradient in {SKIPS_IN_A_ROW} steps in a row, up to step {step.step} "
+                f"(samples {_listed(step.indices)})",
+                "lower the learning rate, or train in bfloat16 or float32 (compute_dtype)",
+            )
+
+
+def accumulate(model: nn.Module, group: Group, learned: float, precision: Precision) -> float:
+    """Micro-batch by micro-batch through the model's own forward: ``Gradients`` in plain PEFT."""
+    total = 0.0
+    for batch in group.batches:
+        placed = {name: value.to(precision.device) for name, value in batch.items()}
+        if not learned_tokens(placed):
+            continue
+        with precision.autocast():
+            loss = summed_loss(model, placed) / learned
+        precision.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
+
+
+class MoveCheck:
+    """Catches an optimizer that trains other tensors than the model's, by the second step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = {
+            name: p for name, p in model.named_parameters() if p.requires_grad and "lora_B" in name
+        }
+        self.start = {name: _fingerprint(p) for name, p in self.parameters.items()}
+        self.steps = 0
+
+    def after(self, step: Step) -> None:
+        """Raise CheckFailed after the second step that should have moved every adapter."""
+        if step.skipped or not step.learning_rate or self.steps == 2:
+            return
+        self.steps += 1
+        if self.steps < 2:
+            return
+        still = [n for n, p in self.parameters.items() if _fingerprint(p) == self.start[n]]
+        if still:
+            raise CheckFailed(
+                f"{len(still)} of {len(self.parameters)} adapters did not move in two steps: "
+                + ", ".join(still[:3]),
+                "raise the learning rate; else an earlier change detached the optimizer's tensors",
+            )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: allocated on the accelerator, or resident in this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+        import sys
+
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(usage if sys.platform == "darwin" else usage * 1024)
+    except ImportError:  # Windows has no such module
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+
+
+def _fingerprint(parameter: Tensor) -> tuple[float, float]:
+    values = parameter.detach().double()
+    return float(values.sum()), float(values.abs().sum())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _listed(indices: Sequence[int]) -> str:
+    shown = ", ".join(map(str, indices[:8]))
+    return shown + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")

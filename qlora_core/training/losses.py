@@ -1,0 +1,61 @@
+"""The loss: cross-entropy summed over learned tokens, and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+
+IGNORED = -100
+"""The label of a position that is not learned (``torch.nn.functional.cross_entropy``)."""
+Batch = Mapping[str, Tensor]
+"""``input_ids``, ``attention_mask`` and ``labels``, each (batch, length)."""
+
+
+def learned_tokens(batch: Batch) -> int:
+    """How many positions of ``batch`` have a next token to learn."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of every learned token, summed, in float32: a scalar with its graph.
+
+    The head runs only where some row of the batch has something to learn, where the model's
+    forward takes ``logits_to_keep``; in every case only learned rows are cast to float32, so
+    that no (batch, length, vocabulary) tensor is held in float32.
+    The model's own loss is not used: its normalisation has changed between releases.
+    """
+    targets = batch["labels"][:, 1:]
+    learned = targets != IGNORED
+    length = batch["input_ids"].shape[1]
+    columns = learned.any(dim=0).nonzero().flatten()
+    extra = _extra_arguments(_forward_of(model), columns)
+    logits = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **extra
+    ).logits
+    if logits.shape[1] == length:
+        rows, answers = logits[:, :-1][learned], targets[learned]
+    else:
+        kept = learned[:, columns]
+        rows, answers = logits[kept], targets[:, columns][kept]
+    return nn.functional.cross_entropy(rows.float(), answers, reduction="sum")
+
+
+def _forward_of(model: nn.Module) -> Any:
+    """The forward of the transformers model under PEFT's wrapper."""
+    base = getattr(model, "get_base_model", None)
+    return type(base() if base is not None else model).forward
+
+
+def _extra_arguments(forward: Any, columns: Tensor) -> dict[str, Any]:
+    """What this forward understands of: no cache, and logits of these positions only."""
+    wanted = {"use_cache": False, "logits_to_keep": columns}
+    return {name: value for name, value in wanted.items() if name in _parameters(forward)}
+
+
+@lru_cache(maxsize=64)
+def _parameters(forward: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)

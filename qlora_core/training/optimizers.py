@@ -1,0 +1,89 @@
+"""AdamW and its schedules, from torch, bitsandbytes and transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from qlora_core.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+    from qlora_core.training.schema import TrainSettings
+
+LARGE = 13_500_000_000
+"""Parameters above which the QLoRA paper halves the rate (its table 9: 7B and 13B, 33B and 65B)."""
+
+
+def default_learning_rate(parameters: int) -> float:
+    """2e-4 up to 13 billion base weights, else 1e-4 (QLoRA paper, arXiv 2305.14314, table 9)."""
+    return 2e-4 if parameters <= LARGE else 1e-4
+
+
+def optimizer_name(settings: TrainSettings, device: torch.device) -> str:
+    """The optimizer that ``settings`` asks for on ``device``.
+
+    ``auto`` is the paged AdamW of the QLoRA paper (section 3) where there is paging: on CUDA.
+    Raises BadInput for a paged optimizer on another device.
+    """
+    name = settings.optimizer
+    if name == "auto":
+        return "paged_adamw_32bit" if device.type == "cuda" else "adamw"
+    if name.startswith("paged_") and device.type != "cuda":
+        raise BadInput(
+            f"optimizer = {name!r} needs a CUDA device, and the run is on {device.type}",
+            "use adamw or adamw_8bit",
+        )
+    return name
+
+
+def build_optimizer(
+    settings: TrainSettings, parameters: Iterable[nn.Parameter], device: torch.device, rate: float
+) -> Optimizer:
+    """AdamW with betas 0.9 and 0.999 (the QLoRA paper's) over ``parameters``."""
+    name = optimizer_name(settings, device)
+    options = {"lr": rate, "betas": (0.9, 0.999), "weight_decay": settings.weight_decay}
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, **options)  # type: ignore[arg-type]
+    import bitsandbytes
+
+    classes = {
+        "adamw_8bit": bitsandbytes.optim.AdamW8bit,
+        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+        "paged_adamw_32bit": bitsandbytes.optim.PagedAdamW32bit,
+    }
+    optimizer: Optimizer = classes[name](parameters, **options)
+    return optimizer
+
+
+def warmup_steps(warmup: float, total: int) -> int:
+    """``warmup`` as steps: a share of ``total`` below 1, else the number itself."""
+    return round(warmup * total) if warmup < 1 else int(warmup)
+
+
+def build_schedule(optimizer: Optimizer, *, name: str, warmup: float, total: int) -> LambdaLR:
+    """The learning rate over ``total`` steps: up during the warm-up, then ``name``.
+
+    transformers' own functions, so that a run can be compared with its Trainer's.
+    Raises BadInput for a warm-up longer than the run.
+    """
+    warm = warmup_steps(warmup, total)
+    if warm > total:
+        raise BadInput(
+            f"warmup = {warmup:g} steps, and the run has {total}", "lower warmup, or train longer"
+        )
+    if name == "constant":
+        return get_constant_schedule_with_warmup(optimizer, warm)  # type: ignore[no-any-return]
+    make = {"cosine": get_cosine_schedule_with_warmup, "linear": get_linear_schedule_with_warmup}
+    return make[name](optimizer, warm, total)  # type: ignore[no-any-return]

@@ -1,0 +1,67 @@
+"""The processes of one run, through Accelerate: who I am, and sums over all of us.
+
+Each process computes its share of a group; adapter gradients are summed in one message
+per step. The base weights are frozen, so nothing else needs to be exchanged, and a process
+without a sample in the last group of an epoch needs no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, broadcast, broadcast_object_list, reduce
+from torch import nn
+
+from qlora_core.errors import BadInput
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+class Processes:
+    """This process among those that ``accelerate launch`` (or nobody) started."""
+
+    def __init__(self, *, cpu: bool = False) -> None:
+        self.state = PartialState(cpu=cpu)
+        if self.state.distributed_type in SHARDED:
+            raise BadInput(
+                f"{self.state.distributed_type.value} was asked for; 4-bit base weights are "
+                "replicated, not sharded",
+                "use `accelerate launch --multi_gpu` (data parallel), or transformers' Trainer",
+            )
+        self.count: int = self.state.num_processes
+        self.rank: int = self.state.process_index
+        self.main: bool = self.state.is_main_process
+
+    def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Each of ``values`` summed over all processes, in float64."""
+        if self.count == 1:
+            return list(values)
+        total = reduce(torch.tensor(values, dtype=torch.float64, device=device), "sum")
+        return [float(value) for value in total]
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all processes, in one message."""
+        if self.count == 1:
+            return
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = reduce(torch.cat([part.flatten() for part in parts]), "sum")
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parts]), strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+    def same_start(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give every process the main process's values."""
+        if self.count > 1:
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter.copy_(broadcast(parameter.detach().clone()))
+
+    def from_main(self, value: Any) -> Any:
+        """The main process's ``value``, on every process."""
+        return value if self.count == 1 else broadcast_object_list([value])[0]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.state.wait_for_everyone()

@@ -1,0 +1,65 @@
+"""What a finished run leaves: the adapter with all that it needs to be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from qlora_core.data.tokenizer import stop_token_ids
+from qlora_core.training import checkpoints, files
+from qlora_core.training.samples import Samples
+from qlora_core.training.session import Session
+from qlora_core.training.setup import Inputs
+
+
+def samples_for(inputs: Inputs) -> Samples:
+    """Prompts for before and after: evaluation rows, else training rows."""
+    rows = inputs.data.evaluation or inputs.data.train
+    return Samples(rows, inputs.tokenizer, _stops(inputs), inputs.settings.sample_prompts)
+
+
+def save_result(session: Session, samples: Samples) -> None:
+    """Write ``adapter/`` and record evaluation and answers of the weights in it."""
+    run, position = session.run, session.position
+    kept = position.step
+    if session.inputs.settings.keeps_best and position.best_step is not None:
+        kept = position.best_step
+        checkpoints.load_adapter(run.checkpoints / checkpoints.name_of(kept), session.model)
+    if run.writes:
+        _publish_adapter(session)
+    losses = {m["step"]: m["eval_loss"] for m in run.metrics() if "eval_loss" in m}
+    run.record["evaluation"]["after"] = losses.get(kept)
+    run.record["adapter_step"] = kept
+    answers = samples.answers(session.model, session.loop.precision)
+    for row, text in zip(run.record["samples"], answers, strict=True):
+        row["after"] = text
+
+
+def _publish_adapter(session: Session) -> None:
+    inputs, model = session.inputs, session.model
+    tensors = checkpoints.adapter_tensors(model)
+
+    def write(staging: Path) -> None:
+        checkpoints.write_adapter(staging, model, tensors)
+        inputs.tokenizer.save_pretrained(str(staging))
+        _generation_config(session).save_pretrained(str(staging))
+
+    size = sum(tensor.nbytes for tensor in tensors.values()) + 2**25
+    run = session.run
+    facts = {"run_id": run.run_id, "step": session.position.step}
+    files.publish(run.adapter, write, size=size, facts=facts)
+
+
+def _generation_config(session: Session) -> GenerationConfig:
+    """The base model's, with the tokens that end an answer as they were trained."""
+    config = GenerationConfig.from_dict(session.model.generation_config.to_dict())
+    stops = _stops(session.inputs)
+    config.eos_token_id = stops[0] if len(stops) == 1 else stops or None
+    config.pad_token_id = session.inputs.tokenizer.pad_token_id
+    config.bos_token_id = session.inputs.tokenizer.bos_token_id
+    return config
+
+
+def _stops(inputs: Inputs) -> list[int]:
+    return stop_token_ids(inputs.tokenizer, inputs.detection.architecture.tokenizer)

@@ -1,0 +1,76 @@
+"""What the model answers before and after training, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from qlora_core.training.batches import Sample
+from qlora_core.training.losses import IGNORED
+from qlora_core.training.precision import Precision
+
+LONGEST_PROMPT, LONGEST_ANSWER = 512, 128
+
+
+class Samples:
+    """A few prompts out of the rows, with what the row answers.
+
+    The prompt is everything up to the first learned token, as ids: what is asked here is
+    exactly what was, or will be, trained on. Plain text is cut after its first tokens.
+    """
+
+    def __init__(self, samples: Sequence[Sample], tokenizer: Any, stops: list[int], count: int):
+        usable = [s for s in samples if 0 < _prompt_length(s) <= LONGEST_PROMPT]
+        spacing = max(1, len(usable) // max(count, 1))
+        self.chosen = usable[::spacing][:count]
+        self.tokenizer = tokenizer
+        self.stops = stops
+
+    def questions(self) -> list[dict[str, Any]]:
+        """``prompt`` and ``expected`` as text; ``before`` and ``after`` still open."""
+        asked = []
+        for sample in self.chosen:
+            cut = _prompt_length(sample)
+            prompt, answer = self._text(sample["input_ids"][:cut]), sample["input_ids"][cut:]
+            expected = self.tokenizer.decode(answer, skip_special_tokens=True)
+            asked.append({"prompt": prompt, "expected": expected, "before": None, "after": None})
+        return asked
+
+    def answers(self, model: Any, precision: Precision) -> list[str]:
+        """The model's greedy answer to each prompt; its mode is as before afterwards."""
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), precision.autocast():
+                return [self._answer(model, sample, precision.device) for sample in self.chosen]
+        finally:
+            model.train(was_training)
+
+    def _answer(self, model: Any, sample: Sample, device: torch.device) -> str:
+        cut = _prompt_length(sample)
+        prompt = torch.tensor([sample["input_ids"][:cut]], device=device)
+        length = min(LONGEST_ANSWER, len(sample["input_ids"]) - cut + 16)
+        pad = self.tokenizer.pad_token_id
+        config = GenerationConfig(
+            max_new_tokens=length, do_sample=False, eos_token_id=self.stops or None,
+            pad_token_id=pad if pad is not None else (self.stops or [0])[0],
+        )  # fmt: skip
+        output = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+        )
+        text: str = self.tokenizer.decode(output[0, cut:], skip_special_tokens=True)
+        return text
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+
+def _prompt_length(sample: Sample) -> int:
+    """Where the first learned token is; in plain text, after a fourth of it."""
+    labels = sample["labels"]
+    first = next((i for i, label in enumerate(labels) if label != IGNORED), 0)
+    return first if first > 1 else len(labels) // 4

@@ -1,0 +1,277 @@
+"""All that comes before the first step: what needs no weights, then what does."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from qlora_core.data.collate import collator
+from qlora_core.data.prepare import PreparedData, prepare_data
+from qlora_core.data.tokenizer import load_tokenizer
+from qlora_core.errors import BadInput
+from qlora_core.models.adapters import attach, check_gradients, enable_checkpointing
+from qlora_core.models.coverage import with_structure
+from qlora_core.models.devices import choose_compute_dtype, choose_device, parse_dtype
+from qlora_core.models.loader import LoadedModel, load_model
+from qlora_core.models.memory import MemoryPlan, plan_memory
+from qlora_core.registry.detect import detect, installed
+from qlora_core.registry.detection import Detection
+from qlora_core.registry.manager import Registry
+from qlora_core.training.batches import Batches, seed_of
+from qlora_core.training.loop import Loop
+from qlora_core.training.optimizers import (
+    build_optimizer,
+    build_schedule,
+    default_learning_rate,
+    optimizer_name,
+)
+from qlora_core.training.precision import Precision
+from qlora_core.training.processes import Processes
+from qlora_core.training.schema import EPOCHS, TrainSettings
+
+MAX_LENGTH = 2048
+FITS = 0.9
+"""The share of the device's memory that a plan may use before activations are recomputed."""
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything about a run that is known without opening a weight."""
+
+    settings: TrainSettings
+    """With ``max_length`` filled in."""
+    registry: Registry
+    detection: Detection
+    device: torch.device
+    compute_dtype: torch.dtype
+    tokenizer: Any
+    data: PreparedData
+    plan: MemoryPlan
+    gradient_checkpointing: bool
+
+    def batches(self, processes: Processes) -> Batches:
+        """The training samples as groups for this process."""
+        return Batches(
+            samples=self.data.train,
+            collate=collator(self.tokenizer),
+            batch_size=self.settings.batch_size,
+            accumulation=self.settings.gradient_accumulation,
+            seed=self.settings.seed,
+            rank=processes.rank,
+            processes=processes.count,
+        )
+
+
+def registry_for(settings: TrainSettings) -> Registry:
+    """The registry that the settings ask for."""
+    if settings.plugin or settings.block:
+        return Registry.from_environment(files=settings.plugin, block=settings.block)
+    return installed()
+
+
+def place_of(settings: TrainSettings) -> tuple[torch.device, torch.dtype]:
+    """Device and compute dtype: as asked, else as the hardware has it."""
+    device = choose_device(None if settings.device == "auto" else settings.device)
+    if settings.compute_dtype == "auto":
+        return device, choose_compute_dtype(device)
+    return device, parse_dtype(settings.compute_dtype)
+
+
+def detect_model(settings: TrainSettings, registry: Registry) -> Detection:
+    """What the model is, checked against its structure. Raises BadInput, DetectionError."""
+    detection = detect(
+        settings.model,
+        architecture=settings.architecture,
+        targets=settings.targets,
+        registry=registry,
+        revision=settings.revision,
+        offline=settings.offline,
+    )
+    if settings.trust_remote_code and detection.config.get("auto_map"):
+        return detection  # its class is not known before its code has run
+    return with_structure(detection, rank=settings.rank)
+
+
+def read_inputs(
+    settings: TrainSettings, detection: Detection, registry: Registry, *, side_file: Path | None
+) -> Inputs:
+    """Tokenizer, samples and memory plan. Raises BadInput for what cannot be used."""
+    device, dtype = place_of(settings)
+    optimizer_name(settings, device)
+    settings = dataclasses.replace(settings, max_length=_max_length(settings, detection))
+    tokenizer = load_tokenizer(
+        settings.model,
+        detection.architecture,
+        revision=settings.revision,
+        offline=settings.offline,
+        trust_remote_code=settings.trust_remote_code,
+        registry=registry,
+    )
+    data = prepare_data(settings, tokenizer, detection.architecture, side_file=side_file)
+    plan, recompute = _plan(settings, detection, data, device)
+    return Inputs(
+        settings=settings, registry=registry, detection=detection, device=device,
+        compute_dtype=dtype, tokenizer=tokenizer, data=data, plan=plan,
+        gradient_checkpointing=recompute,
+    )  # fmt: skip
+
+
+def load_base(inputs: Inputs) -> LoadedModel:
+    """The frozen base model in 4 bits."""
+    settings = inputs.settings
+    return load_model(
+        settings.model,
+        architecture=settings.architecture,
+        compute_dtype=inputs.compute_dtype,
+        device=str(inputs.device),
+        quantize=None if settings.quantize == "none" else settings.quantize,
+        double_quantization=settings.double_quantization,
+        revision=settings.revision,
+        offline=settings.offline,
+        trust_remote_code=settings.trust_remote_code,
+        registry=inputs.registry,
+    )
+
+
+def attach_adapters(inputs: Inputs, loaded: LoadedModel) -> PeftModel:
+    """Adapters that start from the seed alone, and what the memory plan asks for."""
+    settings = inputs.settings
+    torch.manual_seed(seed_of(settings.seed, "adapters"))
+    require_positions(loaded.model, settings.max_length or 0)
+    model = attach(
+        loaded.model,
+        architecture=inputs.detection.architecture,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        targets=settings.targets,
+        rslora=settings.rslora,
+        dora=settings.dora,
+    )
+    if inputs.gradient_checkpointing:
+        enable_checkpointing(loaded.model)
+    return model
+
+
+def build_loop(
+    inputs: Inputs, model: PeftModel, processes: Processes, *, rate: float, total: int
+) -> Loop:
+    """Optimizer, schedule and loop over the model's adapters."""
+    settings = inputs.settings
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = build_optimizer(settings, parameters, inputs.device, rate)
+    schedule = build_schedule(
+        optimizer, name=settings.schedule, warmup=settings.warmup, total=total
+    )
+    return Loop(
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=Precision(inputs.device, inputs.compute_dtype),
+        processes=processes,
+        max_gradient_norm=settings.max_gradient_norm,
+        seed=settings.seed,
+        check=check_gradients,
+    )
+
+
+def total_steps(settings: TrainSettings, batches: Batches) -> int:
+    """Optimizer steps of the whole run."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    epochs = EPOCHS if settings.epochs is None else settings.epochs
+    return max(1, math.ceil(epochs * batches.steps_per_epoch))
+
+
+def learning_rate(settings: TrainSettings, weights: int) -> float:
+    """As given, else by the number of the base model's weights."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return default_learning_rate(weights)
+
+
+def hardware(inputs: Inputs) -> dict[str, Any]:
+    """The machine, for the run record."""
+    device = inputs.device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+    return {
+        "device": str(device),
+        "name": name,
+        "cores": os.cpu_count(),
+        "memory_bytes": memory_of(device),
+        "compute_dtype": str(inputs.compute_dtype).removeprefix("torch."),
+    }
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def require_positions(model: Any, length: int) -> None:
+    """Raise BadInput where the model has a table of positions and ``length`` exceeds it.
+
+    A table is an embedding other than the tokens' with as many rows as the config has positions.
+    Rotary and relative positions have none: there a longer sample is only unusual.
+    """
+    config = model.config.get_text_config()
+    limit = next((n for key in _POSITIONS if (n := getattr(config, key, None))), None)
+    if limit is None or length <= limit:
+        return
+    tokens = model.get_input_embeddings()
+    for name, module in model.named_modules():
+        table = isinstance(module, nn.Embedding) and module is not tokens
+        if table and limit <= module.num_embeddings <= limit + 8:
+            raise BadInput(
+                f"max_length is {length}, and the model has {limit} positions ({name})",
+                f"use --max-length {limit} or less",
+            )
+
+
+def _max_length(settings: TrainSettings, detection: Detection) -> int:
+    """Tokens per sample: as given, else 2048, or what the config says the model can take."""
+    if settings.max_length is not None:
+        return settings.max_length
+    text = {**detection.config, **(detection.config.get("text_config") or {})}
+    limits = [int(text[key]) for key in _POSITIONS if isinstance(text.get(key), int)]
+    return min(MAX_LENGTH, *limits)
+
+
+def _plan(
+    settings: TrainSettings, detection: Detection, data: PreparedData, device: torch.device
+) -> tuple[MemoryPlan, bool]:
+    """The memory of one step on the longest samples, and whether it recomputes activations."""
+    longest = max(len(sample["input_ids"]) for sample in data.train)
+
+    def plan(*, recompute: bool) -> MemoryPlan:
+        return plan_memory(
+            detection,
+            rank=settings.rank,
+            tokens=longest * settings.batch_size,
+            gradient_checkpointing=recompute,
+        )
+
+    if settings.gradient_checkpointing != "auto":
+        recompute = settings.gradient_checkpointing == "on"
+        return plan(recompute=recompute), recompute
+    saved = plan(recompute=False)
+    if saved.total <= FITS * memory_of(device):
+        return saved, False
+    return plan(recompute=True), True

@@ -1,0 +1,258 @@
+"""``train``: from settings to an adapter, and nothing on the way that is not recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlora_core.errors import TrainingStopped
+from qlora_core.models.adapters import adapter_report
+from qlora_core.models.loader import LoadedModel
+from qlora_core.models.memory import MemoryPlan, explain_out_of_memory
+from qlora_core.registry.manager import Registry
+from qlora_core.training import checkpoints, files, setup
+from qlora_core.training.identity import identity, require_same, settings_differ, versions
+from qlora_core.training.optimizers import optimizer_name
+from qlora_core.training.processes import Processes
+from qlora_core.training.progress import Progress, Silent, default_progress
+from qlora_core.training.result import samples_for, save_result
+from qlora_core.training.runs import Run, claimed, new_record
+from qlora_core.training.samples import Samples
+from qlora_core.training.schema import TrainSettings
+from qlora_core.training.session import Session
+from qlora_core.training.setup import Inputs
+from qlora_core.training.signals import TrainingInterrupted
+
+log = logging.getLogger("qlora-core")
+
+
+def train(
+    settings: TrainSettings, *, registry: Registry | None = None, progress: Progress | None = None
+) -> Run:
+    """Train adapters as ``settings`` say and leave them, with the run's record, in the output.
+
+    ``registry`` None takes every installed plugin; ``progress`` None shows a bar in a terminal
+    and lines elsewhere. With ``resume`` a finished run is returned as it is.
+
+    Raises BadInput and DetectionError before anything is computed, CheckFailed where a part of
+    the model does not learn, TrainingStopped where the numbers or the disk do not let it go on,
+    and TrainingInterrupted (with its ``exit_code``) after SIGINT or SIGTERM.
+    """
+    registry = setup.registry_for(settings) if registry is None else registry
+    device, _ = setup.place_of(settings)
+    processes = Processes(cpu=device.type == "cpu")
+    progress = default_progress(processes.main) if progress is None else progress
+    progress = progress if processes.main else Silent()
+    detection = setup.detect_model(settings, registry)
+    output = Path(settings.output)
+    with claimed(output, resume=settings.resume, main=processes.main) as found:
+        record = processes.from_main(found)
+        if record is not None and _is_done(record, settings, output):
+            progress.say(f"run {record['run_id']} in {output} is finished: nothing to do")
+            return Run(output, record, writes=False)
+        if record is None and settings.resume:
+            progress.say(f"nothing to resume in {output}: starting from step 0")
+        side_file = output / "refused_rows.jsonl" if processes.main else None
+        inputs = setup.read_inputs(settings, detection, registry, side_file=side_file)
+        _say_inputs(inputs, progress)
+        run = Run(output, processes.from_main(record or new_record()), writes=processes.main)
+        return _run(run, inputs, processes, progress, resumed=record is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a run would do, found out without opening a weight."""
+
+    inputs: Inputs
+    steps: int
+    """Optimizer steps."""
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """The memory of one step, by term."""
+        return self.inputs.plan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "detection": self.inputs.detection.to_dict(),
+            "data": self.inputs.data.report.to_dict(),
+            "memory": {
+                "planned": dict(self.memory.terms),
+                "planned_total_bytes": self.memory.total,
+            },
+            "gradient_checkpointing": self.inputs.gradient_checkpointing,
+            "steps": self.steps,
+        }
+
+
+def dry_run(settings: TrainSettings, registry: Registry | None = None) -> DryRun:
+    """Everything up to the first step that needs no weights; writes nothing.
+
+    Raises BadInput and DetectionError as ``train`` does.
+    """
+    registry = setup.registry_for(settings) if registry is None else registry
+    detection = setup.detect_model(settings, registry)
+    inputs = setup.read_inputs(settings, detection, registry, side_file=None)
+    batches = inputs.batches(Processes(cpu=inputs.device.type == "cpu"))
+    return DryRun(inputs=inputs, steps=setup.total_steps(settings, batches))
+
+
+def _is_done(record: dict[str, Any], settings: TrainSettings, output: Path) -> bool:
+    """Whether the recorded run is finished as these settings want it, its adapter whole."""
+    if record["status"] != "finished" or settings_differ(record["identity"], settings):
+        return False
+    reason = files.damage(output / "adapter")
+    if reason is not None:
+        log.warning("the adapter of the finished run is not whole (%s): made again", reason)
+    return reason is None
+
+
+def _run(
+    run: Run, inputs: Inputs, processes: Processes, progress: Progress, *, resumed: bool
+) -> Run:
+    """Load, train and save; from the first record on, every outcome is recorded."""
+    with _memory_explained(inputs.plan):
+        loaded = setup.load_base(inputs)
+        _require_same_run(run, inputs, loaded, processes)
+        session = _session(run, inputs, loaded, processes, progress)
+        samples = samples_for(inputs)
+        if resumed:
+            _go_back(session)
+        _ask_before(session, samples)
+        run.record["status"] = "running"
+        run.save()
+        with _outcome(run, inputs.registry, progress):
+            session.work()
+            save_result(session, samples)
+    return run
+
+
+def _ask_before(session: Session, samples: Samples) -> None:
+    """Record what the base model answers, unless that was done when the run was started."""
+    record = session.run.record
+    if not record["samples"]:
+        questions = samples.questions()
+        answers = samples.answers(session.model, session.loop.precision)
+        record["samples"] = [q | {"before": a} for q, a in zip(questions, answers, strict=True)]
+
+
+def _session(
+    run: Run, inputs: Inputs, loaded: LoadedModel, processes: Processes, progress: Progress
+) -> Session:
+    """Adapters, optimizer and loop; the record filled with what is known now."""
+    settings = inputs.settings
+    progress.say(loaded.quantization.summary())
+    model = setup.attach_adapters(inputs, loaded)
+    batches = inputs.batches(processes)
+    total = setup.total_steps(settings, batches)
+    rate = setup.learning_rate(settings, loaded.quantization.total.weights)
+    loop = setup.build_loop(inputs, model, processes, rate=rate, total=total)
+    run.record |= {
+        "versions": versions(),
+        "hardware": setup.hardware(inputs) | {"processes": processes.count},
+        "settings": asdict(settings) | {
+            "learning_rate": rate,
+            "alpha": settings.alpha or 2 * settings.rank,
+            "optimizer": optimizer_name(settings, inputs.device),
+            "gradient_checkpointing": "on" if inputs.gradient_checkpointing else "off",
+            "total_steps": total,
+        },
+        "detection": inputs.detection.to_dict(),
+        "quantization": loaded.quantization.to_dict(),
+        "adapters": adapter_report(model, inputs.detection.architecture),
+        "data": inputs.data.report.to_dict(),
+        "memory": {
+            "planned": dict(inputs.plan.terms),
+            "planned_total_bytes": inputs.plan.total,
+            "measured_peak_bytes": None,
+        },
+    }  # fmt: skip
+    return Session(
+        run=run, inputs=inputs, model=model, loop=loop, batches=batches, total=total,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _require_same_run(run: Run, inputs: Inputs, loaded: LoadedModel, processes: Processes) -> None:
+    """Record what decides the result; refuse to resume where it has changed."""
+    now = identity(
+        inputs.settings,
+        train=inputs.data.train,
+        evaluation=inputs.data.evaluation,
+        base=loaded.folder,
+        template=inputs.tokenizer.chat_template or "",
+        architecture=inputs.detection.architecture.name,
+        processes=processes.count,
+        device=inputs.device.type,
+        compute_dtype=str(inputs.compute_dtype),
+    )
+    before = run.record.get("identity", now)
+    for difference in require_same(before, now, inputs.settings.allow_change):
+        run.note("allowed-change", f"resumed with a change: {difference}", "as you allowed")
+    run.record["identity"] = now
+
+
+def _go_back(session: Session) -> None:
+    """To the newest whole checkpoint, naming those that were passed over."""
+    run, processes = session.run, session.loop.processes
+    path, refused = processes.from_main(checkpoints.newest_valid(run.checkpoints, run.run_id))
+    for name, reason in refused:
+        run.note(
+            "checkpoint-refused",
+            f"the checkpoint {name} was passed over: {reason}",
+            "an older one is used; it can be removed",
+        )
+    if path is None:
+        run.rewind(-1)
+        session.progress.say(f"no checkpoint in {run.directory}: starting from step 0")
+        return
+    session.restore(path)
+    session.progress.say(f"resumed from {path}")
+
+
+def _say_inputs(inputs: Inputs, progress: Progress) -> None:
+    detection = inputs.detection
+    progress.say(f"{detection.architecture.name}: {detection.reason}")
+    for notice in detection.warnings:
+        progress.say(f"warning [{notice.code}] {notice.message}\n  -> {notice.remedy}")
+    for line in inputs.data.report.summary():
+        progress.say(line)
+    progress.say(inputs.plan.table())
+
+
+@contextlib.contextmanager
+def _memory_explained(plan: MemoryPlan) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise explain_out_of_memory(error, plan) from error
+
+
+@contextlib.contextmanager
+def _outcome(run: Run, registry: Registry, progress: Progress) -> Iterator[None]:
+    """Tell the observers of start and end, record how it ended, stop the display."""
+    if run.writes:
+        registry.observe("qlora_run_started", run=run)
+    status = "failed"
+    try:
+        yield
+        status = "finished"
+    except (TrainingInterrupted, KeyboardInterrupt):
+        status = "interrupted"
+        raise
+    except TrainingStopped:
+        status = "stopped"
+        raise
+    finally:
+        progress.stop()
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+            run.finish(status)
+        if run.writes:
+            registry.observe("qlora_run_finished", run=run, outcome=status)

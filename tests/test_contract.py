@@ -98,7 +98,8 @@ def test_a_family_without_source_is_found() -> None:
 
 
 def test_a_family_that_detection_does_not_choose_is_found() -> None:
-    said = fails("test_it_recognises_its_own_example", "mistral", name="mistral-of-mine")
+    other = installed().architectures["llama"].example
+    said = fails("test_it_recognises_its_own_example", "mistral", example=other)
     assert "supersedes" in said
 
 

@@ -188,7 +188,8 @@ class ArchitectureContract:
     def test_in_4_bits_every_adapter_learns(self, case: Case, tmp_path: Path) -> None:
         """Load the example in NF4, take one step: every layer 4-bit, every adapter a gradient."""
         torch.manual_seed(0)
-        build_skeleton(case.config, device="cpu").save_pretrained(tmp_path)
+        base: Any = build_skeleton(case.config, device="cpu")
+        base.save_pretrained(tmp_path)
         loaded = load_model(tmp_path, compute_dtype=torch.float32, device="cpu")
         loaded.quantization.require_complete()
         packed = loaded.quantization.quantized.tensors

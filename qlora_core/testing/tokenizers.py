@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import string
 from collections.abc import Callable, Iterable
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog. What is the capital of France? It is Paris!",
     "def add(a, b):\n    return a + b\n\n\nAnswer:  the answer is 42, isn't it?   yes.",
+    string.printable,
     "user assistant system [INST] ### Instruction Response: Ünïcödé straße 東京 は 日本 の 首都",
 )
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>")
@@ -63,8 +74,44 @@ def unigram(special: Iterable[str] = SPECIAL, markup: Iterable[str] = MARKUP) ->
     return _trained(tokenizer, trainer, special, markup)
 
 
+def _trained(
+    tokenizer: Tokenizer, trainer: trainers.Trainer, special: Iterable[str], markup: Iterable[str]
+) -> Tokenizer:
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in special])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in markup])
+    return tokenizer
+
+
+def _without_added(tokenizer: Tokenizer, tokens: Iterable[str]) -> Tokenizer:
+    """Entries of the vocabulary that no text spells: bytes are no added tokens."""
+    source = json.loads(tokenizer.to_str())
+    gone = set(tokens)
+    source["added_tokens"] = [t for t in source["added_tokens"] if t["content"] not in gone]
+    return Tokenizer.from_str(json.dumps(source))
+
+
 KINDS: dict[str, Callable[..., Tokenizer]] = {
     "byte-level": byte_level,
     "metaspace": metaspace,
     "unigram": unigram,
 }
+
+
+def toy_tokenizer(
+    kind: str = "byte-level",
+    chat_template: str | None = None,
+    *,
+    special: Iterable[str] = SPECIAL,
+    markup: Iterable[str] = MARKUP,
+    **names: str | None,
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of one of `KINDS` as transformers has them.
+
+    ``names`` are the tokens with a role, ``bos_token="<s>"``; all of them are special.
+    """
+    roles = {role: token for role, token in names.items() if token is not None}
+    backend = KINDS[kind](dict.fromkeys([*special, *roles.values()]), markup)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+    tokenizer.chat_template = chat_template
+    return tokenizer

@@ -76,6 +76,8 @@ def attach(
     with warnings.catch_warnings():
         # PEFT sets it per layer, as it should, and warns each time that it did
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+        # PEFT asks transformers by a name that transformers has since deprecated
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         wrapped = peft.get_peft_model(model, config)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:

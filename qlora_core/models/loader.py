@@ -148,6 +148,8 @@ def load_model(
         )
     _require_all_weights(information, detection.model)
     _remember_origin(model, detection.model)
+    if target.type == "cpu":
+        _own_memory(model)
     prepare_for_training(model)
     report = count_quantized(model, detection.architecture)
     report.require_complete()
@@ -271,6 +273,16 @@ def _unexpected(information: dict[str, Any], name: str) -> tuple[str, ...]:
             name, len(names), ", ".join(names[:4]), ", ..." if len(names) > 4 else "",
         )  # fmt: skip
     return names
+
+
+def _own_memory(model: torch.nn.Module) -> None:
+    """Copy what still lies in mapped files: a file replaced during a run would crash it.
+
+    It also lets go of the pages of the whole checkpoint, 4-bit weights read long ago included.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def _remember_origin(model: Any, name: str) -> None:

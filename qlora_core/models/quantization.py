@@ -62,12 +62,13 @@ class QuantizationReport:
     def summary(self) -> str:
         """One line for people."""
         rest = sorted(self.unquantized.items(), key=lambda item: -item[1].bytes)
-        kept = ", ".join(f"{reason} {_size(share.bytes)}" for reason, share in rest)
+        kept = ", ".join(f"{reason} {binary_size(share.bytes)}" for reason, share in rest)
         if self.method is None:
-            return f"not quantized: {_size(self.total.bytes)} ({kept})"
+            return f"not quantized: {binary_size(self.total.bytes)} ({kept})"
         return (
             f"{self.method.upper()}: {self.fraction:.1%} of {self.total.weights:,} weights "
-            f"({self.quantized.tensors} tensors, {_size(self.quantized.bytes)}); not 4-bit: {kept}"
+            f"({self.quantized.tensors} tensors, {binary_size(self.quantized.bytes)}); "
+            f"not 4-bit: {kept}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,7 +172,8 @@ def convertible(module: nn.Module) -> bool:
 
 def computes_linear(cls: type[nn.Linear]) -> bool:
     """Whether instances of ``cls`` compute ``F.linear``, found out by asking a tiny one."""
-    return cls is nn.Linear or _tiny_one_computes_linear(cls)
+    kind: Any = cls
+    return kind is nn.Linear or _tiny_one_computes_linear(kind)
 
 
 @cache
@@ -198,7 +200,7 @@ def count_quantized(
     method, quantized, missed = None, Share(), []
     unquantized: dict[str, Share] = {}
     reasons = _Reasons(model, architecture)
-    for path, module, name, parameter in _parameters(model):
+    for path, module, name, parameter in parameters_once(model):
         state = quant_state(module, name)
         if state is not None:
             method = str(state.quant_type)
@@ -278,7 +280,7 @@ def _checkpoint_skips(model: nn.Module) -> list[str]:
     return list(getattr(settings, "llm_int8_skip_modules", None) or ())
 
 
-def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+def parameters_once(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """(module path, module, parameter's name in it, parameter), each parameter once."""
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -298,8 +300,9 @@ def _state_bytes(state: Any) -> int:
     return _bytes(state.absmax) + (_bytes(inner) if inner is not None else 0)
 
 
-def _size(count: int) -> str:
+def binary_size(count: float) -> str:
+    """``count`` bytes in binary units: 1.5 GiB."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
-    return f"{count} B"
+    return f"{count:.0f} B"

@@ -74,9 +74,9 @@ def codec_of(tokenizer: Any, policy: TokenizerPolicy) -> Codec:
         codecs[policy] = Codec(
             backend=backend,
             special_tokens=specials,
-            bos=tokenizer.bos_token,
+            bos=tokenizer.bos_token or None,
             bos_id=tokenizer.bos_token_id,
-            eos=tokenizer.eos_token,
+            eos=tokenizer.eos_token or None,
             policy=policy,
             raw_bos=_raw_bos(tokenizer, policy),
         )

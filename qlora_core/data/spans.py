@@ -156,15 +156,21 @@ def _compare(
     if right is not None and not messages[number].get("tool_calls"):
         return Answer(start, right, right) if start <= right else None
     closed = conversation.render(messages[: number + 1]) or ""
-    end = shared_start(text, closed)
-    if end <= start and found:
-        end = len(text) - shared_start(text[::-1], after[::-1])
-    last = start
-    for leaf in _leaves(messages[number].get("tool_calls")):
-        at = text.rfind(leaf, start, end)
-        last = max(last, at + len(leaf))
-    end = max(start, last, right or 0, len(text[:end].rstrip()))
-    return Answer(start, end, max(last, right or 0))
+    ends = [shared_start(text, closed)]
+    if found:
+        ends.append(len(text) - shared_start(text[::-1], after[::-1]))
+    stands = [_places(text, messages[number].get("tool_calls"), start, end) for end in ends]
+    _, end, last = min(
+        (-len(s), e, max(s, default=start)) for e, s in zip(ends, stands, strict=True)
+    )
+    last = max(last, right or 0)
+    return Answer(start, max(last, len(text[:end].rstrip())), last)
+
+
+def _places(text: str, calls: Any, start: int, end: int) -> list[int]:
+    """Where the values of tool calls end that stand between ``start`` and ``end``."""
+    found = ((text.rfind(leaf, start, end), leaf) for leaf in _leaves(calls))
+    return [at + len(leaf) for at, leaf in found if at >= 0]
 
 
 def _search(text: str, answer: str, position: int) -> Answer | None:

@@ -21,7 +21,7 @@ CORPUS = (
     "The quick brown fox jumps over the lazy dog. What is the capital of France? It is Paris!",
     "def add(a, b):\n    return a + b\n\n\nAnswer:  the answer is 42, isn't it?   yes.",
     string.printable,
-    "user assistant system [INST] ### Instruction Response: Ünïcödé straße 東京 は 日本 の 首都",
+    "user assistant system [INST] ### Instruction Response: Ünïcödé éöü straße 東京 は 日本 の 首都",
 )
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>")
 MARKUP = ("<think>", "</think>", "[INST]", "[/INST]", "<tool_call>", "</tool_call>")

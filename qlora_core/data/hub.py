@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from qlora_core.data.json_rows import Row
 from qlora_core.errors import BadInput
@@ -18,9 +20,9 @@ def read_hub(
     """
     import datasets
 
-    download = datasets.DownloadConfig(local_files_only=offline)
     try:
-        loaded = datasets.load_dataset(name, config, download_config=download)
+        with _offline() if offline else nullcontext():
+            loaded = datasets.load_dataset(name, config)
     except ConnectionError as error:
         raise _unreachable(name, error) from None
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
@@ -35,11 +37,28 @@ def read_hub(
         yield Row(f"{name}:{split}", number, values)
 
 
+@contextmanager
+def _offline() -> Iterator[None]:
+    """No network for this call: ``local_files_only`` alone still downloads (datasets 5.2)."""
+    import datasets
+    import huggingface_hub
+
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    try:
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
 def _unreachable(name: str, error: Exception) -> BadInput:
     return BadInput(
         f"the dataset {name} is not on this machine and the Hub cannot be reached: "
         f"{_first_line(error)}",
-        "check the connection (and HF_HUB_OFFLINE), or name a local file",
+        "check the connection, --offline and HF_HUB_OFFLINE, or name a local file",
     )
 
 

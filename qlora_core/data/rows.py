@@ -93,7 +93,8 @@ def collect_rows(
             with _no_garbage_collection():
                 rows.extend(found)
             count = len(rows) + problems.count - before
-            files.append(SourceFile(str(path or part), kind, count, size, digest))
+            name = str(path) if path else rows[-1].file if count else part
+            files.append(SourceFile(name, kind, count, size, digest))
     return Rows(rows, files)
 
 

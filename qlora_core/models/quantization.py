@@ -178,15 +178,15 @@ def computes_linear(cls: type[nn.Linear]) -> bool:
 
 @cache
 def _tiny_one_computes_linear(cls: Any) -> bool:
-    probe = cls.__new__(cls)
-    nn.Linear.__init__(probe, 8, 4, device="cpu", dtype=torch.float32)
     inputs = torch.linspace(-1, 1, 48, device="cpu", dtype=torch.float32).reshape(2, 3, 8)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        probe = cls.__new__(cls)
+        nn.Linear.__init__(probe, 8, 4, device="cpu", dtype=torch.float32)
+        try:
             output = probe(inputs)
-            expected = nn.functional.linear(inputs, probe.weight, probe.bias)
-    except Exception:  # whatever it needs, a plain linear layer does not need it
-        return False
+        except Exception:  # whatever it needs, a plain linear layer does not need it
+            return False
+        expected = nn.functional.linear(inputs, probe.weight, probe.bias)
     return isinstance(output, torch.Tensor) and torch.allclose(output, expected, atol=1e-5)
 
 

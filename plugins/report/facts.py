@@ -60,10 +60,31 @@ def _quantization(record: Record) -> Html | None:
 
 
 def _adapters(record: Record) -> Html | None:
-    found = record("adapters")
+    found = record.map("adapters")
     if not found:
         return None
-    return tag("div", tag("h3", "Adapters"), table(flat(found), numbers=True))
+    roles = [
+        (
+            role,
+            _listed(part.get("names")),
+            number(part.get("modules")),
+            number(part.get("parameters")),
+        )
+        for role, part in record.map("adapters", "by_role").items()
+        if isinstance(part, Mapping)
+    ]
+    rows = [("role", "on", "layers", "parameters"), *roles] if roles else flat(found)
+    share = found.get("fraction")
+    facts = [
+        f"rank {number(found.get('rank'))}, alpha {number(found.get('alpha'))}",
+        f"{share:.2%} of all weights are trained" if finite(share) else "",
+        *(name for key, name in (("dora", "DoRA"), ("rslora", "rsLoRA")) if found.get(key)),
+    ]
+    line = "; ".join(fact for fact in facts if fact)
+    left = record.map("adapters", "not_adapted")
+    without = ", ".join(f"{name} ({count})" for name, count in left.items())
+    note = tag("p", f"Without adapter: {without}", class_="soft small") if without else None
+    return tag("div", tag("h3", f"Adapters: {line}"), table(rows, numbers=True), note)
 
 
 def data(record: Record, _: Metrics) -> Html:
@@ -126,8 +147,14 @@ def memory(record: Record, _: Metrics) -> Html:
     rows += [_bar("planned peak", total, most, row="total")] if planned else []
     if finite(peak):
         rows.append(_bar("measured peak", peak, most, bar="measured", row="total"))
-    remark = f"Measured is {peak / total:.0%} of the plan." if finite(peak) and total else None
-    note = tag("p", remark, class_="soft small") if remark else None
+    remarks = []
+    if total < sum(planned.values()):
+        remarks.append(
+            "The terms do not all fall into one moment: the peak is less than their sum."
+        )
+    if finite(peak) and total:
+        remarks.append(f"Measured is {peak / total:.0%} of the plan.")
+    note = tag("p", " ".join(remarks), class_="soft small")
     card = tag("div", tag("table", tag("tbody", *rows)), note, class_="card")
     return tag("section", tag("h2", "Memory, planned and measured"), card)
 

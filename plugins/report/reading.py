@@ -24,7 +24,9 @@ class Metrics(NamedTuple):
     @classmethod
     def read(cls, path: Path) -> "Metrics":
         """What can be read of the file; a line cut by a crash is counted."""
-        training, evaluation, unreadable = [], [], 0
+        training: list[Mapping[str, Any]] = []
+        evaluation: list[Mapping[str, Any]] = []
+        unreadable = 0
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for text in lines:
             try:

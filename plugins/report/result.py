@@ -55,9 +55,9 @@ def _verdict(record: Record, metrics: Metrics) -> tuple[str, str, str]:
     before, after = record("evaluation", "before"), record("evaluation", "after")
     if status == "running":
         return "The run is going on.", f"{len(metrics.training)} steps so far.", ""
-    if status == "failed":
+    if status in ("failed", "stopped"):
         text = record("error") or "run.json records no reason"
-        return "The run failed.", f"{text}. The curves below end where it stopped.", "bad"
+        return f"The run {status}.", f"{text}. The curves below end there.", "bad"
     if not (finite(before) and finite(after)):
         remark = (
             "The training loss alone does not show what the model does on text that it has "

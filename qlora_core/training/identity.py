@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from qlora_core.errors import BadInput
+from qlora_core.models.trained import base_hash
 from qlora_core.training.batches import Sample
 from qlora_core.training.schema import TrainSettings
 
 FREE = frozenset({
     "model", "data", "eval_data",  # their content is compared, not their place
-    "output", "resume", "allow_change", "save_every", "keep", "sample_prompts",
+    "output", "resume", "allow_change", "save_every", "keep", "sample_prompts", "trackers",
     "offline", "revision", "plugin", "block", "trust_remote_code",
 })  # fmt: skip
 """Settings that may change between the parts of a run: they do not decide its result."""
 PACKAGES = ("qlora-core", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
-BLOCK, BLOCKS = 2**16, 64
 
 
 def identity(
@@ -91,26 +91,6 @@ def samples_hash(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(repr((list(sample["input_ids"]), list(sample["labels"]))).encode())
-    return digest.hexdigest()
-
-
-def base_hash(folder: Path) -> str:
-    """SHA-256 over config, names and sizes, and 64 blocks of 64 KiB of every weight file.
-
-    Blocks, not the whole: a checkpoint of 140 GB would take minutes, and training a model any
-    further changes nearly every block.
-    """
-    digest = hashlib.sha256()
-    for path in (*sorted(folder.glob("*.safetensors")), folder / "config.json"):
-        if not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            step = max(BLOCK, size // BLOCKS)
-            for place in range(0, size, step):
-                file.seek(place)
-                digest.update(file.read(BLOCK))
     return digest.hexdigest()
 
 

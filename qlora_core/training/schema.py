@@ -133,6 +133,10 @@ class TrainSettings:
         4, 5, "prompts to answer before and after training, for the report", least=0
     )
 
+    trackers: tuple[str, ...] = _setting(
+        (), 5, "also write measures for this tracker (repeatable): tensorboard", metavar="NAME"
+    )
+
     quantize: str = _setting(
         "nf4", 6, "4-bit data type of the base weights", choices=("nf4", "fp4", "none")
     )

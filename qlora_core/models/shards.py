@@ -1,0 +1,154 @@
+"""Write a model's weight files anew with some weights changed, one shard at a time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from qlora_core.errors import CheckFailed
+from qlora_core.models.checkpoint import require_whole_weights
+from qlora_core.models.loader import LoadedModel
+from qlora_core.models.merged_weights import Change
+from qlora_core.registry.files import read_json
+
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Which tensor of the checkpoint each changed weight is."""
+
+    changes: Mapping[str, Change]
+    """By name in the model."""
+    tensors: Mapping[str, str]
+    """Name in the checkpoint -> name in the model."""
+    reason: str = ""
+    """Why the checkpoint cannot be changed in place; empty where it can."""
+
+
+def place(changed: Mapping[str, Change], loaded: LoadedModel) -> Placement:
+    """Find every changed weight in the checkpoint, by its name and shape.
+
+    A checkpoint may leave the base model's prefix out, or have it where the model has not.
+    Where transformers renames or fuses tensors while loading, ``reason`` says so.
+    """
+    shapes = _shapes(loaded.folder)
+    prefix = getattr(loaded.model, "base_model_prefix", "")
+    tensors: dict[str, str] = {}
+    for name, change in changed.items():
+        candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+        found = next((one for one in candidates if one in shapes), None)
+        if found is None:
+            reason = f"the checkpoint keeps {name} under another name or in parts"
+            return Placement(changes=changed, tensors={}, reason=reason)
+        packed = f"{found}.absmax" in shapes
+        if not packed and shapes[found] != change.shape:
+            reason = f"the checkpoint keeps {name} as {shapes[found]}, not {change.shape}"
+            return Placement(changes=changed, tensors={}, reason=reason)
+        tensors[found] = name
+    return Placement(changes=changed, tensors=tensors)
+
+
+def write_shards(placement: Placement, loaded: LoadedModel, to: Path, *, original: bool) -> None:
+    """Write each shard of the base with its changed weights to ``to``, then config and index.
+
+    Holds one shard and one weight in 16 bits. Other tensors are written as they are; scales of
+    4-bit weights are left out, as these weights are 16-bit now.
+    Raises CheckFailed where a merged weight is not finite in the checkpoint's dtype.
+    """
+    dtype = float_dtype(loaded.folder)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file in require_whole_weights(loaded.folder):
+        with safe_open(file, framework="pt") as shard:
+            tensors = {}
+            for name in shard.keys():  # noqa: SIM118  (not a mapping)
+                if not _is_scale(name, placement.tensors):
+                    tensors[name] = _tensor(shard, name, placement, dtype, original=original)
+            save_file(tensors, to / file.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file.name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if (loaded.folder / INDEX).is_file():
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(to / INDEX, index)
+    config = read_json(loaded.folder / "config.json")
+    if config.pop("quantization_config", None):
+        config["dtype"] = str(dtype).removeprefix("torch.")
+    write_json(to / "config.json", config)
+
+
+@torch.no_grad()
+def write_in_memory(placement: Placement, plain: Any, to: Path, *, original: bool) -> None:
+    """Change the weights of the 16-bit model ``plain`` and save it as transformers does.
+
+    transformers writes the names and parts of the original checkpoint again.
+    """
+    for name, change in placement.changes.items():
+        parameter = plain.get_parameter(name)
+        value = change.merged(parameter if original else None)
+        parameter.copy_(_finite(value.to(parameter.dtype), name))
+    plain.save_pretrained(to)
+
+
+def float_dtype(folder: Path) -> torch.dtype:
+    """The floating-point dtype that most tensors of the checkpoint have."""
+    counted: Counter[str] = Counter()
+    for file in require_whole_weights(folder):
+        with safe_open(file, framework="pt") as shard:
+            names = [name for name in shard.keys() if not _companion(name)]  # noqa: SIM118
+            counted.update(shard.get_slice(name).get_dtype() for name in names)
+    known = {name: count for name, count in counted.items() if name in FLOATS}
+    return FLOATS[max(known, key=lambda name: known[name])] if known else torch.bfloat16
+
+
+def _tensor(
+    shard: Any, name: str, placement: Placement, dtype: torch.dtype, *, original: bool
+) -> torch.Tensor:
+    stored: torch.Tensor = shard.get_tensor(name)
+    if name not in placement.tensors:
+        return stored
+    merged = placement.changes[placement.tensors[name]].merged(stored if original else None)
+    return _finite(merged.to(stored.dtype if stored.is_floating_point() else dtype), name)
+
+
+def _finite(value: torch.Tensor, name: str) -> torch.Tensor:
+    if not torch.isfinite(value).all():
+        raise CheckFailed(
+            f"the merged {name} is not finite in {value.dtype}",
+            "the adapter broke down in training: take an earlier checkpoint",
+        )
+    return value
+
+
+def _companion(name: str) -> bool:
+    """Whether the tensor belongs to a 4-bit weight: ``x.weight.absmax`` and the like."""
+    return ".weight." in name
+
+
+def _is_scale(name: str, changed: Mapping[str, str]) -> bool:
+    owner, found, _ = name.partition(".weight.")
+    return bool(found) and f"{owner}.weight" in changed
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for file in require_whole_weights(folder):
+        with safe_open(file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118  (not a mapping)
+                shapes[name] = tuple(shard.get_slice(name).get_shape())
+    return shapes
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """As the files beside a model are written."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")

@@ -31,7 +31,7 @@ ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_toke
 U, A = "user", "assistant"
 
 KNOWN = string.ascii_letters + string.digits + " \n.,'!?éöü東京は"
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def chat(*turns: str, system: str | None = None) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable, Iterable
+from functools import cache
 
 from tokenizers import (
     AddedToken,
@@ -21,7 +22,7 @@ CORPUS = (
     "The quick brown fox jumps over the lazy dog. What is the capital of France? It is Paris!",
     "def add(a, b):\n    return a + b\n\n\nAnswer:  the answer is 42, isn't it?   yes.",
     string.printable,
-    "user assistant system [INST] ### Instruction Response: Ünïcödé éöü straße 東京 は 日本 の 首都",
+    "user assistant system [INST] ### Instruction Response: Ünïcödé éöü straße 東京 は 日本",
 )
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>")
 MARKUP = ("<think>", "</think>", "[INST]", "[/INST]", "<tool_call>", "</tool_call>")
@@ -30,13 +31,18 @@ MARKUP = ("<think>", "</think>", "[INST]", "[/INST]", "<tool_call>", "</tool_cal
 
 def byte_level(special: Iterable[str] = SPECIAL, markup: Iterable[str] = MARKUP) -> Tokenizer:
     """Byte-level BPE, as GPT-2 has it."""
+    return _with_added(Tokenizer.from_str(_byte_level()), special, markup)
+
+
+@cache
+def _byte_level() -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    return _trained(tokenizer, trainer, special, markup)
+    return str(_trained(tokenizer, trainer, (), ()).to_str())
 
 
 def metaspace(special: Iterable[str] = SPECIAL, markup: Iterable[str] = MARKUP) -> Tokenizer:
@@ -78,6 +84,10 @@ def _trained(
     tokenizer: Tokenizer, trainer: trainers.Trainer, special: Iterable[str], markup: Iterable[str]
 ) -> Tokenizer:
     tokenizer.train_from_iterator(CORPUS, trainer)
+    return _with_added(tokenizer, special, markup)
+
+
+def _with_added(tokenizer: Tokenizer, special: Iterable[str], markup: Iterable[str]) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in special])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in markup])
     return tokenizer

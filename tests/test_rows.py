@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from qlora_core.data.problems import Problems
 from qlora_core.data.rows import collect_rows, read_rows
 from qlora_core.errors import BadInput
 
+CASES = int(os.environ.get("QLORA_TEST_CASES", "1"))
+"""Multiplies the property cases: 10 for a nightly run."""
 GOOD = [b'{"question": "q%d", "answer": "a%d"}' % (i, i) for i in range(9)]
 
 # name -> (a line that is no row, what must be said about it)
@@ -116,6 +119,13 @@ def test_all_problems_are_listed_at_once_and_counted(tmp_path: Path) -> None:
     assert "30 bad rows, 2 good" in problem
     assert all(f"a.jsonl:{line}:1" in problem for line in range(2, 22))
     assert "... and 10 more" in problem
+
+
+def test_a_fault_after_two_hundred_thousand_rows_is_named_as_one_on_line_four_is(
+    tmp_path: Path,
+) -> None:
+    lines = [GOOD[0]] * 200_000 + [b'{"question": "q", "question": "q"}']
+    assert "a.jsonl:200001: " in refusal(write(tmp_path / "a.jsonl", b"\n".join(lines)))
 
 
 def test_the_column_of_a_fault_is_where_an_editor_shows_it(tmp_path: Path) -> None:
@@ -298,7 +308,7 @@ def test_an_unreachable_hub_dataset_is_one_clear_message() -> None:
 LINES = st.lists(st.one_of(st.sampled_from(GOOD), st.binary(max_size=40)), max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150 * CASES, deadline=None)
 @given(lines=LINES)
 def test_every_line_of_random_bytes_is_kept_or_refused(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
@@ -315,7 +325,7 @@ def test_every_line_of_random_bytes_is_kept_or_refused(
     assert filled == places
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150 * CASES, deadline=None)
 @given(data=st.data())
 def test_a_mutated_json_list_never_raises_anything_else(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

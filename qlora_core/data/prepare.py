@@ -158,13 +158,16 @@ def _report(
 
 
 def _warnings(problems: Problems, tally: Tally) -> Iterable[Warn]:
-    longest = f"--max-length {tally.longest} would keep all of every row"
     lost = problems.count + sum(count.count for count in tally.dropped.values())
-    if tally.cut.count:
-        yield Warn("cut", f"{tally.cut.count:,} rows lost the start of their prompt", longest)
-    if TOO_LONG in tally.dropped:
-        count = tally.dropped[TOO_LONG].count
-        yield Warn("too_long", f"{count:,} rows were dropped: {TOO_LONG}", longest)
+    too_long = tally.dropped.get(TOO_LONG)
+    if tally.cut.count or too_long:
+        yield Warn(
+            "overlong",
+            f"{tally.cut.count:,} rows lost the start of their prompt and "
+            f"{too_long.count if too_long else 0:,} their whole answer",
+            f"raise --max-length as far as model and memory allow: the longest row has "
+            f"{tally.longest:,} tokens",
+        )
     if lost > _WORTH_A_WARNING * tally.rows:
         yield Warn(
             "many_dropped",

@@ -9,7 +9,9 @@ template does (it looks for ``</think>`` in an answer), the string is the templa
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qlora_core.data.backend import FILLER, Backend, Control, Tokens
@@ -50,6 +52,37 @@ def encode_untrusted(
     return backend.encode_inert(whole, kept), kept, notes
 
 
+@dataclass
+class _Spelt:
+    """Control tokens of one kind that one message spells out."""
+
+    number: int
+    tokens: list[str]
+    in_answer: bool
+
+    def hidden_in(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with letters in place of these tokens."""
+        return self._changed(messages, lambda token: FILLER * len(token))
+
+    def marked_in(self, messages: Sequence[Message], mark: str) -> list[Message]:
+        """The messages with a mark after each of these tokens."""
+        return self._changed(messages, lambda token: token + mark)
+
+    def _changed(
+        self, messages: Sequence[Message], replacement: Callable[[str], str]
+    ) -> list[Message]:
+        pattern = re.compile("|".join(map(re.escape, self.tokens)))
+        changed = list(messages)
+        message = changed[self.number]
+        changed[self.number] = {
+            key: value
+            if key == "role"
+            else _map(value, lambda text: pattern.sub(lambda m: replacement(m[0]), text))
+            for key, value in message.items()
+        }
+        return changed
+
+
 def _defuse(
     backend: Backend,
     template: ChatTemplate,
@@ -59,52 +92,68 @@ def _defuse(
     numbers: Sequence[int],
 ) -> tuple[str, list[str]]:
     """``text`` with letters in place of the control tokens that the data spells out."""
-    hide = backend.replace_control
-    tools = _map(tools, hide)
-    hidden = [_hide(m, hide) if n in numbers else m for n, m in enumerate(messages)]
-    inert = _same_but_filler(template, hidden, tools, text)
-    if inert is not None:
-        answers = [n for n in numbers if messages[n]["role"] == "assistant"]
-        return inert, [IN_ANSWER] * len(answers) + [NEUTRALISED] * (len(answers) < len(numbers))
-    return _defuse_by_group(backend, template, messages, tools, text, numbers)
+    hidden: Sequence[Message] = messages
+    hidden_tools = _map(tools, backend.replace_control)
+    inert = _same_but_filler(template, hidden, hidden_tools, text)
+    if inert is None:
+        raise BadInput(
+            "a tool's description spells out control tokens that the chat template reads",
+            "take them out of the tools",
+        )
+    notes = [NEUTRALISED] if hidden_tools != tools else []
+    while spelt := [s for s in _spelt(backend, hidden, numbers) if s.tokens]:
+        before = hidden
+        for group in spelt:
+            changed = group.hidden_in(hidden)
+            found = _same_but_filler(template, changed, hidden_tools, text)
+            if found is None or (
+                group.in_answer and _reads(template, messages, tools, text, group)
+            ):
+                continue
+            hidden, inert = changed, found
+            notes.append(IN_ANSWER if group.in_answer else NEUTRALISED)
+        if hidden is before:
+            break
+    for group in spelt:
+        done = None if group.in_answer else _search(backend, messages[group.number], text, inert)
+        inert = done or inert
+        notes.append(NEUTRALISED if done else READ)
+    return inert, notes
 
 
-def _defuse_by_group(
-    backend: Backend,
+def _spelt(backend: Backend, messages: Sequence[Message], numbers: Sequence[int]) -> list[_Spelt]:
+    return [
+        _Spelt(number, group, messages[number]["role"] == "assistant")
+        for number in numbers
+        for group in _groups(t for leaf in _data(messages[number]) for t in backend.spelt(leaf))
+    ]
+
+
+def _reads(
     template: ChatTemplate,
     messages: Sequence[Message],
     tools: Sequence[Any] | None,
     text: str,
-    numbers: Sequence[int],
-) -> tuple[str, list[str]]:
-    """As `_defuse`, one kind of token in one message at a time: what a template reads stays."""
-    notes: list[str] = []
-    left_over: list[str] = []
-    hidden = list(messages)
-    inert = _same_but_filler(template, hidden, tools, text)
-    if inert is None:
-        raise BadInput(
-            "a tool's description spells out control tokens that the chat template reads",
-            "take them out of the tools, or allow them by trusted roles",
-        )
-    for number in numbers:
-        answer = messages[number]["role"] == "assistant"
-        for group in _groups(t for leaf in _data(messages[number]) for t in backend.spelt(leaf)):
-            changed = list(hidden)
-            changed[number] = _hide(hidden[number], _hiding(group))
-            found = _same_but_filler(template, changed, tools, text)
-            if found is not None:
-                hidden, inert = changed, found
-            elif not answer:
-                left_over += _data(messages[number])
-            notes.append(READ if answer and found is None else IN_ANSWER if answer else NEUTRALISED)
-    for leaf in map(str.strip, left_over):
-        if text.count(leaf) == 1:
+    group: _Spelt,
+) -> bool:
+    """Whether the template acts on these tokens: then what follows them does not stay in place."""
+    mark = secrets.token_hex(8)
+    try:
+        marked = template.render(group.marked_in(messages, mark), tools)
+    except BadInput:
+        return True
+    return marked.replace(mark, "") != text
+
+
+def _search(backend: Backend, message: Message, text: str, inert: str) -> str | None:
+    """``inert`` with the message's text found in it and hidden there, if it stands there once."""
+    for leaf in map(str.strip, _data(message)):
+        if backend.spells_control(leaf):
+            if text.count(leaf) != 1:
+                return None
             start = text.index(leaf)
             inert = inert[:start] + backend.replace_control(leaf) + inert[start + len(leaf) :]
-        elif backend.spells_control(leaf):
-            notes.append(READ)
-    return inert, notes
+    return inert
 
 
 def _groups(tokens: Iterable[str]) -> list[list[str]]:
@@ -113,11 +162,6 @@ def _groups(tokens: Iterable[str]) -> list[list[str]]:
     for token in sorted(set(tokens), key=len, reverse=True):
         groups.setdefault("".join(filter(str.isalnum, token)), []).append(token)
     return list(groups.values())
-
-
-def _hiding(group: Sequence[str]) -> Callable[[str], str]:
-    pattern = re.compile("|".join(map(re.escape, group)))
-    return lambda text: pattern.sub(lambda match: FILLER * len(match[0]), text)
 
 
 def _same_but_filler(
@@ -137,10 +181,6 @@ def _same_but_filler(
 def _data(message: Message) -> Iterator[str]:
     """The texts of a message that come from data: all but its role."""
     return _leaves({key: value for key, value in message.items() if key != "role"})
-
-
-def _hide(message: Message, hide: Callable[[str], str]) -> dict[str, Any]:
-    return {k: v if k == "role" else _map(v, hide) for k, v in message.items()}
 
 
 def _map(value: Any, change: Callable[[str], str]) -> Any:

@@ -68,7 +68,7 @@ def load_checkpoint(path: Path, model: PeftModel, optimizer: Optimizer) -> dict[
     Raises CheckFailed where the tensors are not those of this model.
     """
     load_adapter(path, model)
-    tensors = load_file(path / OPTIMIZER)
+    tensors = _read(path / OPTIMIZER)
     facts = json.loads((path / OPTIMIZER_FACTS).read_text(encoding="utf-8"))
     states: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in facts["state"].items()}
     for name, tensor in tensors.items():
@@ -86,7 +86,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def load_adapter(path: Path, model: PeftModel) -> None:
     """Replace the adapter's values by those saved at ``path``, every one of them."""
-    saved = load_file(path / ADAPTER)
+    saved = _read(path / ADAPTER)
     expected = _names(model)
     if set(saved) != expected:
         differing = sorted(set(saved) ^ expected)
@@ -153,6 +153,11 @@ def retain(folder: Path, keep: int, protected: Iterable[int] = ()) -> None:
 def _checkpoints(folder: Path) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((p for p in found if _NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors with memory of their own: the file can be removed while they are in use."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def _names(model: PeftModel) -> set[str]:

@@ -42,7 +42,7 @@ def identity(
     The samples' ids and labels stand for data, tokenizer and prompt format together.
     """
     chosen = {k: v for k, v in asdict(settings).items() if k not in FREE}
-    return _plain({
+    return plain({
         **chosen,
         "data_hash": samples_hash(train),
         "evaluation_hash": samples_hash(evaluation),
@@ -82,7 +82,7 @@ def require_same(
 
 def settings_differ(before: Mapping[str, Any], settings: TrainSettings) -> bool:
     """Whether a deciding setting is not as it was."""
-    chosen = _plain({k: v for k, v in asdict(settings).items() if k not in FREE})
+    chosen = plain({k: v for k, v in asdict(settings).items() if k not in FREE})
     return any(before.get(key) != value for key, value in chosen.items())
 
 
@@ -106,6 +106,7 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(dict(values)))
-    return plain
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as reading them back from JSON gives them: lists for tuples."""
+    made: dict[str, Any] = json.loads(json.dumps(dict(values)))
+    return made

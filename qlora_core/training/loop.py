@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from qlora_core.errors import CheckFailed, TrainingStopped
+from qlora_core.models.memory import peak_memory_bytes
 from qlora_core.training.batches import Group, seed_of
 from qlora_core.training.losses import learned_tokens, summed_loss
 from qlora_core.training.precision import Precision
@@ -120,7 +121,7 @@ class Loop:
         return Step(
             step=group.step, loss=loss, learning_rate=float(rate), gradient_norm=norm,
             tokens=int(tokens), learned_tokens=int(learned),
-            seconds=time.perf_counter() - began, peak_memory_bytes=peak_memory(device),
+            seconds=time.perf_counter() - began, peak_memory_bytes=peak_memory_bytes(device),
             indices=group.indices, skipped=skipped,
         )  # fmt: skip
 
@@ -201,22 +202,6 @@ class MoveCheck:
                 + ", ".join(still[:3]),
                 "raise the learning rate; else an earlier change detached the optimizer's tensors",
             )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: allocated on the accelerator, or resident in this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-        import sys
-
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(usage if sys.platform == "darwin" else usage * 1024)
-    except ImportError:  # Windows has no such module
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
 
 
 def _fingerprint(parameter: Tensor) -> tuple[float, float]:

@@ -41,28 +41,36 @@ class Samples:
 
     def answers(self, model: Any, precision: Precision) -> list[str]:
         """The model's greedy answer to each prompt; its mode is as before afterwards."""
+        if not self.chosen:
+            return []
         was_training = model.training
         model.eval()
         try:
             with torch.no_grad(), precision.autocast():
-                return [self._answer(model, sample, precision.device) for sample in self.chosen]
+                return self._generate(model, precision.device)
         finally:
             model.train(was_training)
 
-    def _answer(self, model: Any, sample: Sample, device: torch.device) -> str:
-        cut = _prompt_length(sample)
-        prompt = torch.tensor([sample["input_ids"][:cut]], device=device)
-        length = min(LONGEST_ANSWER, len(sample["input_ids"]) - cut + 16)
+    def _generate(self, model: Any, device: torch.device) -> list[str]:
+        """All answers in one batch, the prompts padded on the left."""
+        prompts = [sample["input_ids"][: _prompt_length(sample)] for sample in self.chosen]
+        answers = [len(s["input_ids"]) - len(p) for s, p in zip(self.chosen, prompts, strict=True)]
+        width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
+        pad = pad if pad is not None else (self.stops or [0])[0]
         config = GenerationConfig(
-            max_new_tokens=length, do_sample=False, eos_token_id=self.stops or None,
-            pad_token_id=pad if pad is not None else (self.stops or [0])[0],
+            max_new_tokens=min(LONGEST_ANSWER, max(answers) + 16), do_sample=False,
+            eos_token_id=self.stops or None, pad_token_id=pad,
         )  # fmt: skip
         output = model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+            input_ids=torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device),
+            attention_mask=torch.tensor(
+                [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device
+            ),
+            generation_config=config,
         )
-        text: str = self.tokenizer.decode(output[0, cut:], skip_special_tokens=True)
-        return text
+        new = output[:, width:].tolist()
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in new]
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)

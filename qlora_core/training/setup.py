@@ -118,7 +118,7 @@ def read_inputs(
         registry=registry,
     )
     data = prepare_data(settings, tokenizer, detection.architecture, side_file=side_file)
-    plan, recompute = _plan(settings, detection, data, device)
+    plan, recompute = _plan(settings, detection, data, device, dtype)
     return Inputs(
         settings=settings, registry=registry, detection=detection, device=device,
         compute_dtype=dtype, tokenizer=tokenizer, data=data, plan=plan,
@@ -255,7 +255,11 @@ def _max_length(settings: TrainSettings, detection: Detection) -> int:
 
 
 def _plan(
-    settings: TrainSettings, detection: Detection, data: PreparedData, device: torch.device
+    settings: TrainSettings,
+    detection: Detection,
+    data: PreparedData,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[MemoryPlan, bool]:
     """The memory of one step on the longest samples, and whether it recomputes activations."""
     longest = max(len(sample["input_ids"]) for sample in data.train)
@@ -265,6 +269,14 @@ def _plan(
             detection,
             rank=settings.rank,
             tokens=longest * settings.batch_size,
+            length=longest,
+            learned=data.report.learned_tokens / data.report.tokens,
+            targets=settings.targets,
+            optimizer=optimizer_name(settings, device),
+            compute_dtype=dtype,
+            quantize=None if settings.quantize == "none" else settings.quantize,
+            double_quantization=settings.double_quantization,
+            device=device.type,
             gradient_checkpointing=recompute,
         )
 

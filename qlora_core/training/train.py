@@ -9,15 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qlora_core.errors import TrainingStopped
 from qlora_core.models.adapters import adapter_report
 from qlora_core.models.loader import LoadedModel
-from qlora_core.models.memory import MemoryPlan, explain_out_of_memory
+from qlora_core.models.memory import MemoryPlan, explain_out_of_memory, is_out_of_memory
 from qlora_core.registry.manager import Registry
 from qlora_core.training import checkpoints, files, setup
-from qlora_core.training.identity import identity, require_same, settings_differ, versions
+from qlora_core.training.identity import identity, plain, require_same, settings_differ, versions
 from qlora_core.training.optimizers import optimizer_name
 from qlora_core.training.processes import Processes
 from qlora_core.training.progress import Progress, Silent, default_progress
@@ -154,7 +152,7 @@ def _session(
     total = setup.total_steps(settings, batches)
     rate = setup.learning_rate(settings, loaded.quantization.total.weights)
     loop = setup.build_loop(inputs, model, processes, rate=rate, total=total)
-    run.record |= {
+    run.record |= plain({
         "versions": versions(),
         "hardware": setup.hardware(inputs) | {"processes": processes.count},
         "settings": asdict(settings) | {
@@ -168,12 +166,8 @@ def _session(
         "quantization": loaded.quantization.to_dict(),
         "adapters": adapter_report(model, inputs.detection.architecture),
         "data": inputs.data.report.to_dict(),
-        "memory": {
-            "planned": dict(inputs.plan.terms),
-            "planned_total_bytes": inputs.plan.total,
-            "measured_peak_bytes": None,
-        },
-    }  # fmt: skip
+        "memory": inputs.plan.to_dict() | {"measured_peak_bytes": None},
+    })  # fmt: skip
     return Session(
         run=run, inputs=inputs, model=model, loop=loop, batches=batches, total=total,
         progress=progress,
@@ -231,8 +225,10 @@ def _say_inputs(inputs: Inputs, progress: Progress) -> None:
 def _memory_explained(plan: MemoryPlan) -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise explain_out_of_memory(error, plan) from error
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise explain_out_of_memory(error, plan) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -241,14 +237,18 @@ def _outcome(run: Run, registry: Registry, progress: Progress) -> Iterator[None]
     if run.writes:
         registry.observe("qlora_run_started", run=run)
     status = "failed"
+    run.record.pop("error", None)
     try:
         yield
         status = "finished"
     except (TrainingInterrupted, KeyboardInterrupt):
         status = "interrupted"
         raise
-    except TrainingStopped:
-        status = "stopped"
+    except TrainingStopped as error:
+        status, run.record["error"] = "stopped", error.problem
+        raise
+    except Exception as error:
+        run.record["error"] = f"{type(error).__name__}: {error}"
         raise
     finally:
         progress.stop()

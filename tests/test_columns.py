@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qlora_core.data.columns import Columns, parse_mapping, recognise
+from qlora_core.data.columns import RANKS, TARGETS, Columns, parse_mapping, recognise
 from qlora_core.data.json_rows import Row
 from qlora_core.data.turns import (
     Conversation,
@@ -272,3 +274,14 @@ def test_a_text_column_must_hold_text() -> None:
         text_of({"text": " \n"}, columns)
     with pytest.raises(Malformed, match="is the number 7"):
         text_of({"text": 7}, columns)
+
+
+def test_every_format_is_documented_with_its_columns() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text("utf-8")
+    documented = {
+        cells[1].strip(): set(re.findall(r"`(\w+)`", cells[2]))
+        for cells in (line.split("|") for line in page.splitlines() if line.count("|") == 4)
+    }
+    formats = {f.name: {column.name for column in f.columns} for rank in RANKS for f in rank}
+    assert formats == {name: documented.get(name) for name in formats}
+    assert all(f"`{target}`" in page for target in TARGETS)

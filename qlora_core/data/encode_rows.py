@@ -136,10 +136,10 @@ class Reader:
 
     def _file(self, file: str, rows: Sequence[Row], items: list[Item], total: int) -> None:
         columns = recognise(rows, columns=self.settings.columns)
-        unused = dict.fromkeys(name for row in rows for name in row.values)
-        for column in columns.columns:
-            unused.pop(column.name, None)
-        self.tally.formats[file] = columns.describe() + (
+        found = dict.fromkeys(name for row in rows for name in row.values)
+        used = [column.name for column in columns.columns if column.name in found]
+        unused = [name for name in found if name not in used]
+        self.tally.formats[file] = f"{columns.name} ({', '.join(used)})" + (
             f", not used: {', '.join(unused)}" if unused else ""
         )
         for row in rows:

@@ -139,7 +139,7 @@ def _report(
         kept=len({item.row for item in (*train, *evaluation)}),
         refused=problems.count,
         dropped=tally.dropped,
-        problems=tuple(map(str, problems.first)),
+        problems=tuple(map(str, sorted(problems.first, key=lambda problem: problem[:2]))),
         side_file=str(problems.side_file) if problems.side_file and problems.count else None,
         cut=tally.cut,
         cut_tokens=tally.cut_tokens,

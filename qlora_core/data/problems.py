@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -77,8 +77,8 @@ class Problems:
         self._stream.write(json.dumps(record, default=str) + "\n")  # ASCII: surrogates survive
 
 
-def listing(problems: Sequence[Problem] | Iterable[Problem], total: int) -> str:
-    """The first problems, one a line, and how many more there are."""
-    shown = list(problems)[:SHOWN]
+def listing(problems: Iterable[Problem], total: int) -> str:
+    """The first problems in the order of their places, and how many more there are."""
+    shown = sorted(problems, key=lambda problem: problem[:2])[:SHOWN]
     more = total - len(shown)
     return "\n".join([*(f"  {p}" for p in shown), *([f"  ... and {more:,} more"] if more else [])])

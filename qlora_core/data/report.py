@@ -96,9 +96,11 @@ class DataReport:
             f" and {self.evaluation_samples:,} for evaluation"
         )
         lines += [f"  dropped: {reason}: {count}" for reason, count in self.dropped.items()]
-        if self.refused:
-            where = f" (all in {self.side_file})" if self.side_file else ""
-            lines.append(f"  refused: {self.problems[0]}{where}")
+        lines += [f"  refused: {problem}" for problem in self.problems[:SHOWN]]
+        if self.refused > SHOWN:
+            lines.append(f"  ... and {self.refused - SHOWN:,} more refused")
+        if self.side_file:
+            lines.append(f"  all refused rows are in {self.side_file}")
         if self.cut.count:
             lost = f", {self.answers_lost:,} earlier answers" if self.answers_lost else ""
             lines.append(f"  cut at the start: {self.cut}, {self.cut_tokens:,} tokens{lost}")

@@ -10,6 +10,8 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -275,7 +277,13 @@ def test_a_sample_of_all_types_is_read_rightly(name: str, shared: Path) -> None:
     configs = tiny_configs(shared)
     if name not in configs:
         pytest.skip(f"this transformers does not know {name}")
-    assert complaints(structure_of(configs[name])) == []
+    try:
+        found = structure_of(configs[name])
+    except BadInput as error:
+        if Version(transformers.__version__) >= Version("5.23"):
+            raise
+        pytest.skip(f"this transformers cannot build that config: {error.problem}")
+    assert complaints(found) == []
 
 
 KNOWN_EXCEPTIONS = {

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -45,7 +45,7 @@ def build_skeleton(
         raise _unknown(model_type, remote=bool(config.get("auto_map")))
     values = {key: value for key, value in config.items() if key not in _NOT_FOR_SHAPE}
     with _quiet(), _explained(model_type):
-        parsed = transformers.AutoConfig.for_model(model_type, **values)
+        parsed = completed(transformers.AutoConfig.for_model(model_type, **values))
         if type(parsed) not in _TEXT and type(parsed) not in _IMAGE:
             raise BadInput(
                 f"transformers {transformers.__version__} has no text generator for "
@@ -64,14 +64,23 @@ def known_types() -> list[str]:
     return sorted(set(names))
 
 
+def completed(config: Any) -> Any:
+    """``config`` with the ``pad_token_id`` that some model classes of transformers 5.0 miss."""
+    for part in (config, *vars(config).values()):
+        if isinstance(part, transformers.PreTrainedConfig) and not hasattr(part, "pad_token_id"):
+            part.pad_token_id = None
+    return config
+
+
 def _from_config(config: Any, device: str) -> nn.Module:
     text = type(config) in _TEXT
     part = _own_part(config) if text else config
     auto = transformers.AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
     build = auto.from_config if part is config else _TEXT[type(config)]._from_config
     with torch.device(device):
-        model: nn.Module = build(part, attn_implementation="eager")
-    return model.eval()
+        model: Any = build(part, attn_implementation="eager")
+    model.tie_weights()  # older releases leave it out on the meta device
+    return cast("nn.Module", model.eval())
 
 
 def _own_part(config: Any) -> Any:

@@ -166,7 +166,7 @@ def test_an_adapter_of_a_16_bit_base_merges_onto_that(tmp_path: Path) -> None:
     run = train_adapter(base, tmp_path / "run", quantize=None)
     report = merge(run, tmp_path / "merged", device="cpu")
     assert (report.onto, report.dtype) == ("original", "float16")
-    assert "original" not in report.loss
+    assert relative(report.loss["merged"], report.loss["trained"]) < 1e-3
 
 
 def test_a_4_bit_checkpoint_becomes_16_bit(run: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ class Line(NamedTuple):
 
 
 def smooth(points: list[Point]) -> list[Point]:
-    """The mean over the twentieth of the run around each step: centred, so that it never lags."""
-    reach = max(1, len(points) // 40)
+    """The mean over the tenth of the run around each step: centred, so that it never lags."""
+    reach = max(2, len(points) // 20)
     sums = [0.0, *accumulate(value for _, value in points)]
     averaged = []
     for i, (step, _) in enumerate(points):

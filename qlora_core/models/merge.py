@@ -22,7 +22,7 @@ from qlora_core.facts.architecture import Architecture
 from qlora_core.models.checkpoint import is_quantized_folder, require_whole_weights
 from qlora_core.models.loader import LoadedModel, load_model
 from qlora_core.models.merged_weights import changes
-from qlora_core.models.probes import Reading, probe_ids, read_probes
+from qlora_core.models.probes import Reading, compute_in_float32, probe_ids, read_probes
 from qlora_core.models.shards import (
     Placement,
     float_dtype,
@@ -43,6 +43,8 @@ from qlora_core.registry.manager import Registry
 log = logging.getLogger("qlora-core")
 TOLERANCE = 1e-3
 """How far the merged model's loss may be from the unmerged one's, relative."""
+FLOAT32_UP_TO = 4_000_000_000
+"""Models of so many weights are compared in float32, larger ones in the compute dtype."""
 TOKENIZER_FILES = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template*", "*.model", "tekken.json", "*.tiktoken",
@@ -171,15 +173,20 @@ class _Job:
             )
         wrapped = put_on(loaded.model, trained)
         rows = self._probes(loaded)
-        readings = {"trained": read_probes(wrapped, rows)} if check else {}
         placement = self._write(loaded, wrapped, aside)
         self._copy_files(loaded, aside)
-        compute, folder = loaded.compute_dtype, loaded.folder
+        small = loaded.quantization.total.weights <= FLOAT32_UP_TO
+        compute, folder = torch.float32 if small else loaded.compute_dtype, loaded.folder
+        readings = {}
+        if check:
+            if small:
+                compute_in_float32(wrapped)
+            readings["trained"] = read_probes(wrapped, rows)
         del loaded, wrapped
         gc.collect()
         if check:
             readings["merged"] = self._read(aside, rows, compute)
-            if trained.quantize and not pre_quantized:
+            if not pre_quantized:
                 readings["original"] = self._read(folder, rows, compute, with_adapter=True)
             self._compare(readings)
         return _report(self.onto, placement, target, aside, readings)

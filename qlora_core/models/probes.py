@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
+
+from qlora_core.models.quantization import quant_state
 
 TEXTS = (
     "The river rises in the hills to the north, runs past the old mill and the market town, and "
@@ -46,6 +49,21 @@ def probe_ids(
         return torch.randint(vocabulary, (ROWS, LENGTH), generator=drawn).tolist()
     rows = [list(tokenizer(text)["input_ids"])[: 4 * LENGTH] for text in texts or TEXTS]
     return [row for row in rows if len(row) > 1]
+
+
+def compute_in_float32(model: torch.nn.Module) -> None:
+    """Let a loaded model compute in float32 with the 4-bit values that it has.
+
+    bfloat16 alone moves the loss of a small model by more than what a comparison looks for.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = torch.float32
+        elif (state := quant_state(module, "original")) is not None:
+            state.dtype = torch.float32
 
 
 @torch.inference_mode()

@@ -104,6 +104,7 @@ def put_on(model: Any, adapter: TrainedAdapter) -> peft.PeftModel:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*missing adapter keys")
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
             wrapped = peft.PeftModel.from_pretrained(
                 model, str(adapter.folder), local_files_only=True
             )

@@ -20,6 +20,7 @@ from qlora_core.models.checkpoint import fetch, refuse_other_quantization, requi
 from qlora_core.models.devices import choose_compute_dtype, choose_device
 from qlora_core.models.quantization import QuantizationReport, count_quantized, family_skips
 from qlora_core.models.quantizer import QloraConfig, prepare_for_training
+from qlora_core.models.skeleton import completed
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.manager import Registry
@@ -194,8 +195,10 @@ def _detect(
 
 def _read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     try:
-        return AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        return completed(
+            AutoConfig.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
         )
     except (ValueError, KeyError, OSError) as error:
         if "trust_remote_code" in str(error):

@@ -266,10 +266,14 @@ def test_an_unanswered_question_ends_nothing():
 
 
 def test_the_family_names_the_token_that_ends_a_turn():
-    tokenizer = toy_tokenizer("byte-level", NO_END, **ROLES)
+    source = CHATML.replace("<|im_end|>\n'}}", "'}}{% if not loop.last %}<|im_end|>\n{% endif %}")
+    tokenizer = toy_tokenizer("byte-level", source, **ROLES)
     policy = TokenizerPolicy(turn_end="<|im_end|>")
     encoded = encode_conversation(tokenizer, chat("Hi", "Hello"), policy=policy)
     assert encoded.labels[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    other = toy_tokenizer("byte-level", NO_END, **ROLES)
+    encoded = encode_conversation(other, chat("Hi", "Hello"), policy=policy)
+    assert encoded.labels[-1] == tokenizer.eos_token_id  # which a base model knows
 
 
 def test_no_clock_reaches_the_text(monkeypatch):

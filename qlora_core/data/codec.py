@@ -32,12 +32,14 @@ class Codec:
     _templates: dict[tuple[str, str], ChatTemplate] = field(default_factory=dict)
     _ends: dict[int, TurnEnds] = field(default_factory=dict)
 
-    @property
-    def end(self) -> str:
-        """The token to end a turn with where the template writes none; empty without any."""
-        for token in (self.policy.turn_end, self.eos):
-            if token and token in self.backend.added:
-                return token
+    def end(self, template: ChatTemplate) -> str:
+        """The token to end a turn with where ``template`` writes none; empty without any.
+
+        The family's, where the template writes it elsewhere: a base model may hold it untrained.
+        """
+        turn_end = self.policy.turn_end
+        if turn_end and turn_end in self.backend.added and turn_end in template.source:
+            return turn_end
         return self.eos or ""
 
     def template(self, source: str, arguments: Mapping[str, Any]) -> ChatTemplate:

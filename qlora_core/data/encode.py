@@ -76,7 +76,7 @@ def encode_conversation(
     template = codec.template(source_of(tokenizer, prompt_format, tools), template_kwargs or {})
     rendering, messages = render_whole(template, checked(messages), tools)
     closed = messages[-1]["role"] == "assistant"
-    for suffix in ("", codec.end):
+    for suffix in ("", codec.end(template)):
         text = rendering.text + suffix
         tokens, control, notes = encode_untrusted(
             codec.backend, template, messages, tools, rendering.text,
@@ -86,7 +86,7 @@ def encode_conversation(
         learned = with_ends(
             text, answers, control, codec.backend, codec.ends(template), codec.eos, closed=closed
         )
-        if not (closed and learned and codec.end) or learned[-1].ended:
+        if not (closed and learned) or learned[-1].ended:
             break
     if suffix:
         notes.append("end-of-turn-appended")

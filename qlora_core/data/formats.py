@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from qlora_core.data.codec import codec_of, source_of
@@ -22,7 +24,10 @@ CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     (USER, ANSWER),
     (USER, ANSWER, {"role": "user", "content": "Name it three"},
      {"role": "assistant", "content": "Name it four"}),
+    (SYSTEM, USER, ANSWER),
 )  # fmt: skip
+PLAIN_TURNS = 2
+"""So many of the conversations must be alike; the others tell near relatives apart."""
 
 
 def identify_prompt_format(tokenizer: Any, *, registry: Registry | None = None) -> str:
@@ -36,20 +41,36 @@ def identify_prompt_format(tokenizer: Any, *, registry: Registry | None = None) 
         return "none"
     codec = codec_of(tokenizer, TokenizerPolicy())
     source = source_of(tokenizer, None, None)
-    template = ChatTemplate(source, codec.special_tokens, {})
-    bos, eos = codec.bos or "", codec.eos or ""
-    try:
-        texts = [_bare(template.render(c), bos, eos) for c in CONVERSATIONS]
-    except BadInput:
-        texts = []
+    template = codec.template(source, {})
+    best, name = 0, ""
     for prompt_format in _known(registry or installed()):
-        expected = [
-            _bare("".join(s.text for s in prompt_format.render(c, bos=bos, eos=eos)), bos, eos)
-            for c in CONVERSATIONS
-        ]
-        if texts == expected:
-            return prompt_format.name
-    return f"custom:{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+        score = _likeness(template, prompt_format, codec.bos or "", codec.eos or "")
+        if score > best:
+            best, name = score, prompt_format.name
+    return name or f"custom:{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
+def _likeness(template: ChatTemplate, prompt_format: PromptFormat, bos: str, eos: str) -> int:
+    """0 where a template renders turns otherwise; more, the more of the frame is alike too.
+
+    A system text that the template puts first by itself is no difference.
+    """
+    score = 0
+    turns_only = replace(prompt_format, start="")
+    for number, messages in enumerate(CONVERSATIONS):
+        try:
+            text = _bare(template.render(messages), bos, eos)
+        except BadInput:
+            text = ""
+        text = text.removesuffix(prompt_format.generation_prompt().strip()).strip()
+        whole, turns = (
+            _bare("".join(s.text for s in form.render(messages, bos=bos, eos=eos)), bos, eos)
+            for form in (prompt_format, turns_only)
+        )
+        if number < PLAIN_TURNS and not text.endswith(turns):
+            return 0
+        score += 1 + 2 * (text == whole)
+    return score
 
 
 def template_report(tokenizer: Any, policy: TokenizerPolicy | None = None) -> dict[str, Any]:
@@ -68,7 +89,7 @@ def template_report(tokenizer: Any, policy: TokenizerPolicy | None = None) -> di
         "format": identify_prompt_format(tokenizer),
         "system": "own turn" if _keeps_system(template) else "merged into the user turn",
         "turn_end": ends.found,
-        "appended": None if ends.found else codec.end,
+        "appended": None if ends.found else codec.end(template) or None,
         "generation_prompt": prompt,
         "trained_prompt": trained,
         "prompt_differs": prompt != trained,
@@ -77,8 +98,9 @@ def template_report(tokenizer: Any, policy: TokenizerPolicy | None = None) -> di
 
 
 def _bare(text: str, bos: str, eos: str) -> str:
-    """Text without what may stand around a format: white space, BOS, a closing EOS."""
-    text = text.strip().removeprefix(bos).strip()
+    """Text without what may stand around turns: BOS, an EOS that closes, empty thoughts."""
+    text = re.sub(r"<think>\s*</think>\s*", "", text).strip()
+    text = text.removeprefix(bos).strip()
     return text.removesuffix(eos).strip() if eos else text
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from qlora_core.data.codec import codec_of
-from qlora_core.data.template import ChatTemplate
+from qlora_core.data.codec import codec_of, source_of
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
 from qlora_core.facts.tokenizer import TokenizerPolicy
@@ -18,7 +19,10 @@ from qlora_core.registry.files import ModelFolder
 from qlora_core.registry.manager import Registry
 
 log = logging.getLogger("qlora-core")
-FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model",
+    "tekken.json",
+)  # fmt: skip
 """A folder without any of these has no tokenizer."""
 
 
@@ -82,9 +86,10 @@ def choose_pad(tokenizer: Any, policy: TokenizerPolicy) -> str:
     Labels are masked by length, never by id, so that even eos does no harm here; but a
     trainer that masks by id would never teach it, which is why it comes last.
     """
-    known = tokenizer.get_vocab()
-    for token in (*policy.pad, tokenizer.unk_token, tokenizer.eos_token):
-        if token is not None and token in known:
+    added = tokenizer.get_added_vocab()
+    reserved = [token for token in (*policy.pad, *_named_pad(added)) if token in added]
+    for token in (*reserved, tokenizer.unk_token, tokenizer.eos_token):
+        if token:
             if token == tokenizer.eos_token:
                 log.info("padding with the end token %r: masks go by length", token)
             return str(token)
@@ -94,16 +99,20 @@ def choose_pad(tokenizer: Any, policy: TokenizerPolicy) -> str:
     )
 
 
+def _named_pad(added: Mapping[str, int]) -> list[str]:
+    """Added tokens that are named for padding, ``<|padding|>`` or ``[PAD]``, in order."""
+    return sorted((t for t in added if re.search(r"(?i)(^|[^a-z])pad", t)), key=added.__getitem__)
+
+
 def stop_token_ids(tokenizer: Any, policy: TokenizerPolicy) -> list[int]:
     """The ids that end generation: what ends a turn, the EOS token, the family's stop tokens."""
     codec = codec_of(tokenizer, policy)
-    tokens = [codec.end, codec.eos]
+    tokens = [codec.eos, policy.turn_end, *policy.stop]
     if tokenizer.chat_template:
-        source = tokenizer.get_chat_template()
-        ends = codec.ends(ChatTemplate(source, codec.special_tokens, {}))
-        tokens = [ends.found, *tokens]
+        template = codec.template(source_of(tokenizer, None, None), {})
+        tokens.insert(0, codec.ends(template).found)
     known = tokenizer.get_vocab()
-    found = [known[token] for token in (*tokens, *policy.stop) if token in known]
+    found = [known[token] for token in tokens if token in known]
     return list(dict.fromkeys(found))
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from qlora_core.cli.main import main
 from qlora_core.data.collate import Sample
 from qlora_core.data.preview import html_preview, terminal_preview, tokens_of
 
@@ -120,3 +121,18 @@ def test_the_page_holds_the_text_and_nothing_that_runs_or_loads(tokenizer: Any) 
 def test_the_page_shows_the_report_escaped(tokenizer: Any) -> None:
     text = html_preview([], tokenizer, report=["<script>.jsonl: 3 rows", "3 kept"])
     assert "&lt;script&gt;.jsonl: 3 rows\n3 kept" in text
+
+
+def test_the_dry_run_writes_the_page_and_nothing_else(
+    shared: Any, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "How many <b>?", "answer": "Two."}\n' * 3, encoding="utf-8")
+    page = tmp_path / "page.html"
+    model = str(shared / "models" / "stories260K")
+    command = ["train", "--model", model, "--data", str(rows), "--output", str(tmp_path / "run")]
+    assert main([*command, "--dry-run", "--html", str(page)]) == 0
+    assert "How many <b>?" in Page(page.read_text("utf-8")).samples
+    assert "rows.jsonl:1" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert main([*command, "--html", str(page)]) == 2

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_core.errors import BadInput
 from qlora_core.training.settings import add_flags, settings_from
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ def add(commands: Any) -> None:
         help="detect, read and show the data, and plan the memory; load no weights, write nothing",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the dry run's findings as JSON")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE",
+        help="the dry run's data and samples as a page that opens offline",
+    )  # fmt: skip
     add_flags(parser)
     parser.set_defaults(run=run)
 
@@ -40,8 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from qlora_core.training.train import dry_run
 
-        _show(dry_run(settings), as_json=arguments.json)
+        found = dry_run(settings)
+        if arguments.html:
+            _write_page(found, arguments.html)
+        _show(found, as_json=arguments.json)
         return 0
+    if arguments.html:
+        raise BadInput("--html belongs to --dry-run", "a run writes report.html by itself")
     from qlora_core.training.train import train
 
     finished = train(settings)
@@ -50,6 +60,17 @@ def run(arguments: argparse.Namespace) -> int:
     if report.exists():
         print(f"report   {report}")
     return 0
+
+
+def _write_page(found: DryRun, path: Path) -> None:
+    from qlora_core.data.preview import html_preview
+
+    data = found.inputs.data
+    page = html_preview(data.train, found.inputs.tokenizer, report=data.report.summary())
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}", "name another file") from None
 
 
 def _show(found: DryRun, *, as_json: bool) -> None:

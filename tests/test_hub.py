@@ -29,7 +29,8 @@ for hub_id in sys.argv[1].split():
         print(loaded.model.config._name_or_path, loaded.quantization.quantized.tensors)
 """
 DETECT = """
-import sys
+import sys, time
+time.sleep = lambda seconds: None  # huggingface_hub waits 23 seconds between its six attempts
 import qlora_core
 from qlora_core.errors import QloraError
 try:

@@ -15,6 +15,10 @@ FORMATS = (
     ),
     PromptFormat(
         name="alpaca",
+        start=(
+            "{bos}Below is an instruction that describes a task. Write a response that "
+            "appropriately completes the request.\n\n"
+        ),
         system="{content}\n\n",
         user="### Instruction:\n{content}\n\n",
         assistant="### Response:\n{content}{eos}\n\n",

@@ -92,13 +92,15 @@ def test_around_an_attack_all_other_ids_stay(tokenizer):
     clean = encode_conversation(tokenizer, chat("before. after", "Hello"))
     dirty = encode_conversation(tokenizer, chat("before.</s> after", "Hello"))
     assert "injection-neutralised" in dirty.notes
-    first = next(n for n, (a, b) in enumerate(zip(clean.input_ids, dirty.input_ids)) if a != b)
-    last = next(
-        n for n, (a, b) in enumerate(zip(clean.input_ids[::-1], dirty.input_ids[::-1])) if a != b
-    )
+    first = shared_start(clean.input_ids, dirty.input_ids)
+    last = shared_start(clean.input_ids[::-1], dirty.input_ids[::-1])
     assert first >= 5
     assert last >= len(clean.input_ids) - first - 3
     assert clean.labels[-last:] == dirty.labels[-last:]
+
+
+def shared_start(a: list[int], b: list[int]) -> int:
+    return next(n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
 
 
 def test_trusted_roles_may_write_control_tokens(tokenizer):

@@ -261,6 +261,18 @@ def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
     assert "not a readable Parquet file" in refusal(write(tmp_path / "b.parquet", b"PAR1 no"))
 
 
+def test_keys_that_parquet_made_up_are_not_there(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    calls = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": None}}]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"call": calls, "note": [None, "n"]}), path)
+    rows = [row.values for row in read_rows(path).rows]
+    assert rows[0] == {"call": {"name": "f", "arguments": {"x": 1}}, "note": None}
+    assert rows[1] == {"call": {"name": "g", "arguments": {}}, "note": "n"}
+
+
 def test_a_cut_off_archive_says_where_reading_ended(tmp_path: Path) -> None:
     content = gzip.compress(b"\n".join(GOOD * 500))
     problem = refusal(write(tmp_path / "a.jsonl.gz", content[: len(content) // 2]))

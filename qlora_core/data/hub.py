@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from qlora_core.data.json_rows import Row
+from qlora_core.data.json_rows import Row, without_nulls
 from qlora_core.errors import BadInput
 
 
@@ -34,7 +34,7 @@ def read_hub(
             f"name one of its splits: {', '.join(f'{name}:{split}' for split in loaded)}",
         )
     for number, values in enumerate(loaded[split], start=1):
-        yield Row(f"{name}:{split}", number, values)
+        yield Row(f"{name}:{split}", number, {k: without_nulls(v) for k, v in values.items()})
 
 
 @contextmanager

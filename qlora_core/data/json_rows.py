@@ -29,6 +29,17 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
+def without_nulls(value: Any) -> Any:
+    """``value`` without the keys that hold null, at any depth.
+
+    Parquet gives every struct the keys of all others of its column, with null for those it
+    never had: tool schemas and arguments would be rendered with them.
+    """
+    if isinstance(value, dict):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):

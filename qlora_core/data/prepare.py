@@ -24,6 +24,8 @@ from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
 
 _WORTH_A_WARNING = 0.05
+LISTED = 100
+"""How many refused rows the run record names."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _report(
         kept=len({item.row for item in (*train, *evaluation)}),
         refused=problems.count,
         dropped=tally.dropped,
-        problems=tuple(map(str, sorted(problems.first, key=lambda problem: problem[:2]))),
+        problems=tuple(map(str, sorted(problems.first, key=lambda problem: problem[:2])[:LISTED])),
         side_file=str(problems.side_file) if problems.side_file and problems.count else None,
         cut=tally.cut,
         cut_tokens=tally.cut_tokens,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from qlora_core.data.csv_rows import read_csv
-from qlora_core.data.json_rows import Row, read_json, read_jsonl
+from qlora_core.data.json_rows import Row, read_json, read_jsonl, without_nulls
 from qlora_core.data.problems import Problems
 from qlora_core.errors import BadInput
 
@@ -222,7 +222,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[Row]:
         for batch in pq.ParquetFile(path).iter_batches():
             for values in batch.to_pylist():
                 number += 1
-                yield Row(name, number, values)
+                yield Row(name, number, {k: without_nulls(v) for k, v in values.items()})
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         raise BadInput(

@@ -53,7 +53,7 @@ def train_adapter(base: Path, folder: Path, *, quantize: str | None = "nf4", **l
     wrapped = attach(model, rank=4, **lora)
     trained = [p for p in wrapped.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-2)
-    for _ in range(8):
+    for _ in range(4):
         wrapped(input_ids=CORPUS, labels=CORPUS).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

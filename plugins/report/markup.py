@@ -6,6 +6,9 @@ from typing import Any
 
 from .reading import finite
 
+LONG = 18
+"""Characters from which on a cell of a table of numbers may break."""
+
 
 class Html(str):
     """Text that is already markup; all other text is escaped by ``tag``."""
@@ -24,12 +27,13 @@ def tag(name: str, *content: Any, **attributes: Any) -> Html:
 
 
 def table(rows: Iterable[Sequence[Any]], *, numbers: bool = False) -> Html:
-    """Rows whose first cell is a heading."""
-    kind = "number" if numbers else ""
-    drawn = (
-        tag("tr", tag("th", first), *(tag("td", cell, class_=kind) for cell in cells))
-        for first, *cells in rows
-    )
+    """Rows whose first cell is a heading; ``numbers`` sets the others to the right."""
+
+    def cell_of(content: Any) -> Html:
+        long = " long" if len(str(content)) > LONG else ""
+        return tag("td", content, class_=f"number{long}" if numbers else "")
+
+    drawn = (tag("tr", tag("th", first), *map(cell_of, cells)) for first, *cells in rows)
     return tag("table", tag("tbody", *drawn), class_="numbers" if numbers else "")
 
 

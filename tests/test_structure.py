@@ -86,6 +86,28 @@ def test_without_the_fallback_an_unknown_type_is_an_error() -> None:
         detect(small("olmo2"), registry=registry)
 
 
+LLAVA = {
+    "model_type": "llava",
+    "text_config": small("llama"),
+    "vision_config": small("clip_vision_model", image_size=32, patch_size=8),
+}
+
+
+def test_a_family_inside_a_composite_keeps_its_words_and_leaves_the_tower_alone() -> None:
+    found = with_structure(detect(LLAVA))
+    assert (found.architecture.name, found.warnings) == ("llama", ())
+    assert found.architecture.tokenizer.bos == "required"
+    assert found.architecture.targets.outside == ("vision_tower", "multi_modal_projector")
+    assert found.architecture.layout.layers == "model.language_model.layers"
+
+
+def test_where_the_structure_cannot_be_read_a_composite_is_warned_of() -> None:
+    registry = Registry.from_environment(block=["structure"])
+    found = detect(LLAVA, registry=registry)
+    assert found.targets.exclude_modules is None
+    assert [notice.code for notice in found.warnings] == ["composite"]
+
+
 # --- parts ------------------------------------------------------------------------------------
 
 

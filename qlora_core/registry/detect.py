@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_core.errors import BadInput
-from qlora_core.facts.architecture import ModelConfig
-from qlora_core.registry.detection import Detection, Notice, choose
+from qlora_core.facts.architecture import Architecture, ModelConfig
+from qlora_core.registry.detection import Detection, Notice, choose, is_nested
 from qlora_core.registry.files import ModelFolder, read_json
 from qlora_core.registry.manager import Registry
 from qlora_core.registry.special_tokens import prompt_facts, tokenizer_facts
@@ -56,7 +56,7 @@ def detect(
         targets=resolve_targets(chosen, targets),
         tokenizer=tokenizer_facts(chosen, folder),
         prompt_format=prompt_facts(chosen, folder),
-        warnings=tuple(_notices(config)),
+        warnings=tuple(_notices(config, chosen)),
     )
 
 
@@ -92,8 +92,17 @@ def _read(
     return name, config, where
 
 
-def _notices(config: ModelConfig) -> list[Notice]:
+def _notices(config: ModelConfig, architecture: Architecture) -> list[Notice]:
     notices = []
+    if is_nested(config, architecture) and not architecture.targets.outside:
+        notices.append(
+            Notice(
+                "composite",
+                f"{architecture.name} is only the text model of this {config.get('model_type')}; "
+                "no tower is kept out of the targets",
+                "install the engine, which reads the whole structure, or choose with --targets",
+            )
+        )
     quantization = config.get("quantization_config")
     if isinstance(quantization, Mapping):
         method = str(quantization.get("quant_method", "unknown"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import IntEnum
 from fnmatch import fnmatchcase
@@ -153,7 +153,32 @@ def choose(
     winners = [v for v in winners if v.name not in beaten]
     if len(winners) != 1:
         raise _ambiguous(winners, registry)
-    return known[winners[0].name], winners[0], _sorted(verdicts)
+    family = known[winners[0].name]
+    if is_nested(config, family):
+        family = _as_part(family, config, registry)
+    return family, winners[0], _sorted(verdicts)
+
+
+def is_nested(config: ModelConfig, family: Architecture) -> bool:
+    """Whether the family claims only the text part of a model of another type."""
+    part = config.get("text_config")
+    inner = part.get("model_type") if isinstance(part, Mapping) else None
+    return inner in family.model_types and config.get("model_type") not in family.model_types
+
+
+def _as_part(family: Architecture, config: ModelConfig, registry: Registry) -> Architecture:
+    """The family with the layers of the whole model, its towers kept out.
+
+    As it is where no plugin can read the structure: without torch, or for an unknown type.
+    """
+    try:
+        inferred = registry.infer(config)
+    except BadInput:
+        return family
+    if len(inferred) != 1:
+        return family
+    whole = inferred[0][0]
+    return replace(family, targets=whole.targets, layout=whole.layout)
 
 
 def _fallback(

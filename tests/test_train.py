@@ -177,6 +177,22 @@ def test_interrupting_and_resuming_trains_the_same_adapters(settings: TrainSetti
     assert one == other
 
 
+def test_a_second_signal_stops_at_once_and_leaves_a_whole_folder(settings: TrainSettings) -> None:
+    straight = trained(settings, output=settings.output + "-straight")
+
+    class Impatient:
+        @hookimpl
+        def qlora_step_finished(self, run: Run, step: dict[str, Any]) -> None:
+            if step["step"] == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(settings, watched_by(Impatient()))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(adapter(straight), adapter(trained(settings, resume=True)))
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint(settings: TrainSettings) -> None:
     straight = trained(settings, output=settings.output + "-straight")
     code = (
@@ -233,7 +249,8 @@ def test_resume_without_a_run_starts_one_and_says_so(
     [
         ({"learning_rate": 2e-2}, "learning_rate"), ({"seed": 1}, "seed"),
         ({"dropout": 0.2}, "dropout"), ({"rank": 8}, "rank"), ({"alpha": 3.0}, "alpha"),
-        ({"gradient_accumulation": 1}, "gradient_accumulation"), ({"schedule": "linear"}, "schedule"),
+        ({"gradient_accumulation": 1}, "gradient_accumulation"),
+        ({"schedule": "linear"}, "schedule"),
         ({"max_gradient_norm": 0.1}, "max_gradient_norm"), ({"max_steps": 6}, "max_steps"),
         ({"quantize": "fp4"}, "quantize"), ({"targets": "attention"}, "targets"),
         ({"weight_decay": 0.1}, "weight_decay"), ({"compute_dtype": "bfloat16"}, "hardware"),

@@ -68,13 +68,14 @@ def load_checkpoint(path: Path, model: PeftModel, optimizer: Optimizer) -> dict[
     Raises CheckFailed where the tensors are not those of this model.
     """
     load_adapter(path, model)
-    tensors = _read(path / OPTIMIZER)
     facts = json.loads((path / OPTIMIZER_FACTS).read_text(encoding="utf-8"))
-    states: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in facts["state"].items()}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition("/")
-        states.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": states, "param_groups": facts["param_groups"]})
+    state = _with_tensors(facts["state"], _read(path / OPTIMIZER))
+    optimizer.load_state_dict(
+        {
+            "state": {int(index): values for index, values in state.items()},
+            "param_groups": facts["param_groups"],
+        }
+    )
     return read_state(path)
 
 
@@ -165,12 +166,35 @@ def _names(model: PeftModel) -> set[str]:
 
 
 def _optimizer_parts(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Its state as tensors (``INDEX/KEY``) and as JSON values: no pickle."""
+    """Its state as tensors (``INDEX/KEY``, deeper where it nests) and as JSON values: no pickle."""
     state = optimizer.state_dict()
-    tensors, numbers = {}, {}
-    for index, values in state["state"].items():
-        numbers[str(index)] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}/{key}"] = value.detach().to("cpu", copy=True).contiguous()
+    tensors: dict[str, Tensor] = {}
+    numbers = _without_tensors(state["state"], "", tensors)
     return tensors, {"state": numbers, "param_groups": state["param_groups"]}
+
+
+def _without_tensors(
+    values: Mapping[Any, Any], prefix: str, tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    """``values`` without its tensors, which go to ``tensors`` under their paths."""
+    rest: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Tensor):
+            tensors[path] = value.detach().to("cpu", copy=True).contiguous()
+        elif isinstance(value, Mapping):
+            rest[str(key)] = _without_tensors(value, f"{path}/", tensors)
+        else:
+            rest[str(key)] = value
+    return rest
+
+
+def _with_tensors(values: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The inverse of ``_without_tensors``."""
+    for path, tensor in tensors.items():
+        *parents, key = path.split("/")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[key] = tensor
+    return values

@@ -48,8 +48,10 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 class Inputs:
     """Everything about a run that is known without opening a weight."""
 
+    given: TrainSettings
+    """As the user gave them."""
     settings: TrainSettings
-    """With ``max_length`` filled in."""
+    """The same with ``max_length`` filled in."""
     registry: Registry
     detection: Detection
     device: torch.device
@@ -108,7 +110,8 @@ def read_inputs(
     """Tokenizer, samples and memory plan. Raises BadInput for what cannot be used."""
     device, dtype = place_of(settings)
     optimizer_name(settings, device)
-    settings = dataclasses.replace(settings, max_length=_max_length(settings, detection))
+    given = settings
+    settings = dataclasses.replace(given, max_length=_max_length(given, detection))
     tokenizer = load_tokenizer(
         settings.model,
         detection.architecture,
@@ -120,7 +123,7 @@ def read_inputs(
     data = prepare_data(settings, tokenizer, detection.architecture, side_file=side_file)
     plan, recompute = _plan(settings, detection, data, device, dtype)
     return Inputs(
-        settings=settings, registry=registry, detection=detection, device=device,
+        given=given, settings=settings, registry=registry, detection=detection, device=device,
         compute_dtype=dtype, tokenizer=tokenizer, data=data, plan=plan,
         gradient_checkpointing=recompute,
     )  # fmt: skip

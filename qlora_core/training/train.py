@@ -177,7 +177,7 @@ def _session(
 def _require_same_run(run: Run, inputs: Inputs, loaded: LoadedModel, processes: Processes) -> None:
     """Record what decides the result; refuse to resume where it has changed."""
     now = identity(
-        inputs.settings,
+        inputs.given,
         train=inputs.data.train,
         evaluation=inputs.data.evaluation,
         base=loaded.folder,

@@ -1,0 +1,130 @@
+"""One run, one folder: records, metrics and the lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from qlora_core.errors import BadInput
+from qlora_core.training.lock import FolderLock
+from qlora_core.training.runs import Run, claimed, find_record, new_record
+
+posix = pytest.mark.skipif(os.name == "nt", reason="needs fork")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path, new_record())
+
+
+def test_a_record_is_read_back_as_it_was(run: Run) -> None:
+    run.save()
+    assert find_record(run.directory, resume=True) == run.record
+
+
+def test_resuming_takes_back_what_comes_after_the_checkpoint(run: Run) -> None:
+    for step in range(5):
+        run.write({"step": step, "loss": step / 10})
+    run.note("a", "at three", "x", step=3)
+    run.note("b", "at any time", "x")
+    with (run.directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # a line that a crash cut short
+    run.rewind(2)
+    assert [line["step"] for line in run.metrics()] == [0, 1, 2]
+    assert [note["code"] for note in run.record["notices"]] == ["b"]
+    run.write({"step": 3})
+    assert [line["step"] for line in run.metrics()] == [0, 1, 2, 3]
+
+
+def test_metrics_are_strict_json(run: Run) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        run.write({"step": 1, "loss": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"schema": 1}', '{"schema": 2, "run_id": "x"}', "null"]
+)
+def test_a_damaged_record_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(BadInput, match=r"run\.json"):
+        find_record(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "adapter", "checkpoints"])
+def test_results_of_an_unknown_run_are_not_touched(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for resume in (True, False):
+        with pytest.raises(BadInput, match=name):
+            find_record(tmp_path, resume=resume)
+
+
+def test_other_files_may_lie_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "nohup.out").write_text("log")
+    with claimed(tmp_path, resume=False) as found:
+        assert found is None
+
+
+def test_a_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
+    output = tmp_path / "a" / "run"
+    with pytest.raises(RuntimeError), claimed(output, resume=False):
+        raise RuntimeError
+    assert not output.exists()
+
+
+def test_what_an_interrupted_save_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".staging-1").mkdir(parents=True)
+    (tmp_path / ".staging-2-run.json").write_text("")
+    (tmp_path / "checkpoints" / ".trash-3").mkdir()
+    run = Run(tmp_path, new_record())
+    run.save()
+    with claimed(tmp_path, resume=True) as found:
+        assert found == run.record
+        assert not list((tmp_path / "checkpoints").iterdir())
+        assert not list(tmp_path.glob(".staging*"))
+
+
+def test_a_second_run_in_the_folder_is_refused_and_names_the_first(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path, "abc")
+    with pytest.raises(BadInput, match=rf"process {os.getpid()} .*run abc"):
+        FolderLock(tmp_path, "def")
+    lock.release()
+    FolderLock(tmp_path, "def").release()
+    assert not list(tmp_path.iterdir())
+
+
+@posix
+def test_of_many_starts_at_once_exactly_one_runs(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    children = []
+    for number in range(20):
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            os.read(reader, 1)  # all begin when the parent closes its end
+            try:
+                with claimed(tmp_path / "run", resume=False):
+                    (tmp_path / f"ran-{number}").write_text(json.dumps(number))
+                    time.sleep(0.5)
+            except BadInput:
+                os._exit(2)
+            os._exit(0)
+        children.append(child)
+    os.close(reader)
+    os.close(writer)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0] + [2] * 19
+    assert len(list(tmp_path.glob("ran-*"))) == 1
+
+
+@posix
+def test_a_killed_process_leaves_the_folder_free(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        FolderLock(tmp_path, "killed")
+        os._exit(9)
+    os.waitpid(child, 0)
+    FolderLock(tmp_path, "next").release()

@@ -39,6 +39,7 @@ class Settings:
     columns: Any = None
     max_length: int | None = None
     overlong: str = "cut"
+    trusted_roles: str | None = None
     skip_bad: bool = False
     seed: int = 0
     offline: bool = True

@@ -14,6 +14,7 @@ from qlora_core.data.backend import Span, Tokens
 from qlora_core.data.codec import Codec, codec_of, source_of
 from qlora_core.data.conform import Message, checked
 from qlora_core.data.inject import encode_untrusted
+from qlora_core.data.notes import CLOCK_FROZEN, END_APPENDED, NEUTRALISED, NO_END, NO_FIT, TRUNCATED
 from qlora_core.data.system import render_whole
 from qlora_core.data.turn_ends import with_ends
 from qlora_core.facts.prompt import PromptFormat
@@ -89,11 +90,11 @@ def encode_conversation(
         if not (closed and learned) or learned[-1].ended:
             break
     if suffix:
-        notes.append("end-of-turn-appended")
+        notes.append(END_APPENDED)
     elif closed and learned and not learned[-1].ended:
-        notes.append("no-end-of-turn-token")
+        notes.append(NO_END)
     if template.uses_clock:
-        notes.append("clock-frozen")
+        notes.append(CLOCK_FROZEN)
     spans = [answer.span for answer in learned]
     return _sample(text, tokens, spans, [*rendering.notes, *notes], codec, max_length)
 
@@ -123,7 +124,7 @@ def encode_text(
             if (s[1] <= shift or s[0] >= stop) and i in names
         ]  # fmt: skip
         tokens = codec.backend.encode_inert(whole, kept)
-        notes.append("injection-neutralised")
+        notes.append(NEUTRALISED)
     sample = _sample(whole, tokens, [(len(start), len(whole))], notes, codec, None)
     fits = max_length is None or len(sample.input_ids) <= max_length
     return Encoded(**{**vars(sample), "fits": fits})
@@ -145,12 +146,12 @@ def _sample(
         cut = _cut(labels, head, len(ids) - max_length)
         if cut is None:
             fits = False
-            notes.append("answer-does-not-fit")
+            notes.append(NO_FIT)
         else:
             lost = cut - head
             answers_lost = _runs(labels) - _runs(labels[cut:])
             ids, labels = ids[:head] + ids[cut:], labels[:head] + labels[cut:]
-            notes.append("truncated")
+            notes.append(TRUNCATED)
     return Encoded(
         text=text, input_ids=ids, labels=labels, learned=learned,
         notes=tuple(dict.fromkeys(notes)), truncated=lost, answers_lost=answers_lost, fits=fits,

@@ -14,6 +14,7 @@ from qlora_core.data.collate import Sample
 from qlora_core.data.columns import Columns, recognise
 from qlora_core.data.encode import IGNORED, Encoded, encode_conversation, encode_text
 from qlora_core.data.json_rows import Row
+from qlora_core.data.notes import CALLS_DROPPED, NO_FIT, TRUNCATED, explain
 from qlora_core.data.problems import Problems
 from qlora_core.data.report import Count
 from qlora_core.data.rows import SourceFile, collect_rows
@@ -30,7 +31,7 @@ from qlora_core.facts.architecture import Architecture
 
 Progress = Callable[[int, int], None]
 TOO_LONG = "the answer does not fit into the maximum length"
-_COUNTED_APART = ("truncated", "answer-does-not-fit")
+_COUNTED_APART = (TRUNCATED, NO_FIT)
 
 
 class DataSettings(Protocol):
@@ -61,6 +62,10 @@ class DataSettings(Protocol):
         """``cut`` the start of the prompt, or ``drop`` the row. Plain text is split or dropped."""
 
     @property
+    def trusted_roles(self) -> str | None:
+        """Roles, separated by commas, whose texts may hold control tokens."""
+
+    @property
     def skip_bad(self) -> bool:
         """Leave malformed rows out instead of stopping."""
 
@@ -81,9 +86,12 @@ class Item(NamedTuple):
     digest: bytes
 
 
-def _item(sample: Sample, row: int) -> Item:
-    numbers = array("q", sample["input_ids"] + sample["labels"])
-    return Item(sample, row, hashlib.blake2b(numbers, digest_size=16).digest())
+def _item(sample: Sample, row: int, numbers: dict[int, int]) -> Item:
+    """``numbers`` holds every id once: 16 bytes a token instead of 44."""
+    sample["input_ids"] = [numbers.setdefault(i, i) for i in sample["input_ids"]]
+    sample["labels"] = [numbers.setdefault(i, i) for i in sample["labels"]]
+    content = array("q", sample["input_ids"] + sample["labels"])
+    return Item(sample, row, hashlib.blake2b(content, digest_size=16).digest())
 
 
 @dataclass
@@ -122,6 +130,7 @@ class Reader:
     tally: Tally
     progress: Progress | None
     _number: int = 0
+    _numbers: dict[int, int] = field(default_factory=dict)
 
     def read(self, source: str | Path, splits: tuple[str, ...]) -> list[Item]:
         """The samples of one source, in file order. Raises BadInput where no format fits."""
@@ -146,7 +155,7 @@ class Reader:
             self._number += 1
             try:
                 samples = self._samples(row, columns)
-                items += (_item(sample, self._number) for sample in samples)
+                items += (_item(sample, self._number, self._numbers) for sample in samples)
             except NothingToLearn as error:
                 self.tally.drop(str(error), file, row.line)
             except Malformed as error:
@@ -164,7 +173,7 @@ class Reader:
         encoded = self._encode(conversation)
         for note in dict.fromkeys((*conversation.notes, *encoded.notes)):
             if note not in _COUNTED_APART:
-                self.tally.note(note, *source)
+                self.tally.note(explain(note), *source)
         self._fit(encoded, source)
         return [{"input_ids": encoded.input_ids, "labels": encoded.labels, "source": source}]
 
@@ -175,12 +184,15 @@ class Reader:
             "prompt_format": architecture.prompt if architecture and not has_template else None,
             "policy": architecture.tokenizer if architecture else None,
             "max_length": self.settings.max_length,
+            "trusted_roles": (self.settings.trusted_roles or "").replace(" ", "").split(","),
         }
         tools = conversation.tools
+        plain = as_plain_turns(conversation)
         try:
-            return encode_conversation(tokenizer, conversation.messages, tools=tools, **options)
+            encoded = encode_conversation(tokenizer, conversation.messages, tools=tools, **options)
+            if plain is None or CALLS_DROPPED not in encoded.notes:
+                return encoded
         except BadInput:
-            plain = as_plain_turns(conversation)
             if plain is None:
                 raise
         conversation.notes.append("tool calls written as plain text: the prompt format has none")
@@ -205,7 +217,7 @@ class Reader:
         policy = self.architecture.tokenizer if self.architecture else None
         encoded = encode_text(self.tokenizer, text, policy=policy)
         for note in encoded.notes:
-            self.tally.note(note, *source)
+            self.tally.note(explain(note), *source)
         ids, labels = encoded.input_ids, encoded.labels
         size = self.settings.max_length or max(len(ids), 1)
         self.tally.longest = max(self.tally.longest, len(ids))

@@ -16,12 +16,9 @@ from typing import Any
 
 from qlora_core.data.backend import FILLER, Backend, Control, Tokens
 from qlora_core.data.conform import Message
+from qlora_core.data.notes import IN_ANSWER, NEUTRALISED, READ
 from qlora_core.data.template import ChatTemplate
 from qlora_core.errors import BadInput
-
-NEUTRALISED = "injection-neutralised"
-IN_ANSWER = "control-token-in-answer-neutralised"
-READ = "control-token-read-by-template"
 
 
 def encode_untrusted(

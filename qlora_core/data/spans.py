@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from qlora_core.data.conform import Message, text_of, with_text
+from qlora_core.data.notes import CALLS_DROPPED, COMPARED, EMPTY, TRIMMED
 from qlora_core.data.template import ChatTemplate
 from qlora_core.errors import BadInput
 
@@ -80,7 +81,7 @@ def locate(
         if text == rendering.text:
             marks = found
             if inner != (0, 0):
-                rendering.notes.append("trimmed")
+                rendering.notes.append(TRIMMED)
             break
     position = 0
     for number, message in enumerate(messages):
@@ -106,7 +107,7 @@ def _add(
     reasoning = str(message.get("reasoning_content") or message.get("thinking") or "").strip()
     calls = message.get("tool_calls")
     if not (text_of(message).strip() or reasoning or calls):
-        rendering.notes.append("empty-answer")
+        rendering.notes.append(EMPTY)
         return position
     if left is not None and right is not None and not reasoning and not calls:
         answer = Answer(left, right, right)
@@ -119,10 +120,10 @@ def _add(
                 "leave this conversation out, or give another prompt format",
             )
         answer = found
-        rendering.notes.append("found-by-comparison")
+        rendering.notes.append(COMPARED)
     shown = rendering.text[answer.start : answer.end]
     if calls and not any(leaf in shown for leaf in _leaves(calls)):
-        rendering.notes.append("tool-calls-dropped")
+        rendering.notes.append(CALLS_DROPPED)
         if left is None:
             return answer.end
     rendering.answers[number] = answer

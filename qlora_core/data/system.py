@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qlora_core.data.conform import Message
+from qlora_core.data.notes import SYSTEM_MERGED
 from qlora_core.data.spans import Rendering, locate
 from qlora_core.data.template import ChatTemplate
 from qlora_core.errors import BadInput
@@ -33,7 +34,7 @@ def render_whole(
             return rendering, given
         merged = merge_system(given, rendering.missing)
         rendering = locate(template, merged, tools)
-    rendering.notes.append("system-merged")
+    rendering.notes.append(SYSTEM_MERGED)
     return rendering, merged
 
 

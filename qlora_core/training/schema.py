@@ -106,8 +106,8 @@ class TrainSettings:
         "cut", 4, "a row past `max_length` loses the start of its prompt, or is dropped",
         choices=("cut", "drop"),
     )  # fmt: skip
-    trusted_roles: str = _setting(
-        "", 4, "roles whose texts may hold control tokens, as in `assistant`; default: none, "
+    trusted_roles: str | None = _setting(
+        None, 4, "roles whose texts may hold control tokens, as in `assistant`; default: none, "
         "control tokens that are spelt out in data stay plain text",
     )  # fmt: skip
     gradient_checkpointing: str = _setting(

@@ -173,3 +173,7 @@ def _default(entry: Field[Any]) -> str:
 def _help(entry: Field[Any]) -> str:
     default = _default(entry)
     return str(entry.metadata["help"]) + (f" (default: {default})" if default else "")
+
+
+if __name__ == "__main__":
+    print(documentation())

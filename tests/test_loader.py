@@ -195,7 +195,7 @@ def test_missing_weights_are_refused_and_never_start_at_random(llama: Path) -> N
 
 def test_weights_of_another_shape_are_refused(llama: Path) -> None:
     tiny.edit_config(llama, vocab_size=512)
-    with pytest.raises(BadInput, match=r"embed_tokens|wrong shape|cannot be loaded"):
+    with pytest.raises(BadInput, match=r"shape|cannot be loaded"):
         load_model(llama, device="cpu")
 
 

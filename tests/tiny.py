@@ -20,7 +20,7 @@ def family(name: str) -> Architecture:
 
 def build(name: str, **changes: Any) -> Any:
     """A randomly initialised model of the family's example config, in bfloat16."""
-    values = {**family(name).example, **changes}
+    values = {"pad_token_id": None, **family(name).example, **changes}  # Phi in 5.0 reads it
     config = AutoConfig.for_model(
         **{key: value for key, value in values.items() if key != "architectures"}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from qlora_core.models.selection import Selection, adaptable, role_of, select_la
 from qlora_core.registry.detect import detect
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.targets import resolve_targets
+
+log = logging.getLogger("qlora-core")
 
 
 def lora_config(
@@ -70,6 +73,8 @@ def attach(
     architecture = detect(model).architecture if architecture is None else architecture
     selection = select_layers(model, architecture, scope)
     config = _config(selection, rank, alpha, dropout, rslora=rslora, dora=dora)
+    for name, why in selection.left_out.items():
+        log.warning("%s carries no adapter: %s", name, why)
     prepare_for_training(model)
     if gradient_checkpointing:
         enable_checkpointing(model)

@@ -24,6 +24,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationMethod
 
+from qlora_core.errors import BadInput
 from qlora_core.models.quantization import convertible, is_within, library_skips
 
 METHOD = "qlora_core_4bit"
@@ -87,6 +88,7 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
             pre_quantized=self.pre_quantized,
         )
         settings.llm_int8_skip_modules = list(dict.fromkeys(names))
+        self.shapes = {path: weight.shape for path, weight in model.named_parameters()}
         model.quantization_method = QuantizationMethod.BITS_AND_BYTES
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
@@ -102,6 +104,7 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
         return any(f".{parameter}".endswith(f".{name}") for name in names)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        _require_shapes(model, self.shapes)
         stacks = [(p, w) for p, w in model.named_parameters() if hasattr(w, "expert_state")]
         for path, parameter in stacks:
             _parametrize(model, path, parameter)
@@ -164,6 +167,22 @@ def _make_plain(model: nn.Module, kept: set[str]) -> None:
                 dtype=module.weight.dtype,
             )
             model.set_submodule(path, plain)
+
+
+def _require_shapes(model: nn.Module, expected: Mapping[str, torch.Size]) -> None:
+    """Raise BadInput for weights of another shape than the config's.
+
+    transformers 5.0 does not compare shapes when a quantizer takes part in the load.
+    """
+    for path, weight in model.named_parameters():
+        state = getattr(weight, "expert_state", None) or getattr(weight, "quant_state", None)
+        shape = weight.shape if state is None else state.shape
+        if tuple(shape) != tuple(expected.get(path, shape)):
+            raise BadInput(
+                f"{path} has the shape {tuple(shape)}, and config.json asks for "
+                f"{tuple(expected[path])}",
+                "config.json and the weight files must belong together: download both again",
+            )
 
 
 def _parametrize(model: nn.Module, path: str, parameter: nn.Parameter) -> None:

@@ -9,7 +9,6 @@ the marks move inwards; what is still missing, and what belongs to a turn beside
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -225,18 +224,22 @@ def _mark(text: str, nonce: str, number: int, inner: tuple[int, int]) -> str:
 
 def _read_marks(text: str | None, nonce: str) -> tuple[str | None, dict[tuple[int, str], int]]:
     """The text without marks and where each stood, but for marks that stand twice."""
-    pieces: list[str] = []
+    if text is None:
+        return None, {}
+    first, *rest = text.split(nonce)
+    pieces, length = [first], len(first)
     marks: dict[tuple[int, str], int] = {}
     repeated = set()
-    position = length = 0
-    for match in re.finditer(rf"{nonce}([LR])(\d+)E", text or ""):
-        pieces.append((text or "")[position : match.start()])
-        length += len(pieces[-1])
-        position = match.end()
-        key = (int(match[2]), match[1])
+    for piece in rest:  # side, number of the message, "E", and the text that follows
+        number, _, follows = piece[1:].partition("E")
+        if not number.isdigit():
+            return None, {}  # the template cut a mark
+        key = (int(number), piece[0])
         if key in marks:
             repeated.add(key)
         marks[key] = length
+        pieces.append(follows)
+        length += len(follows)
     for key in repeated:
         del marks[key]
-    return None if text is None else "".join([*pieces, text[position:]]), marks
+    return "".join(pieces), marks

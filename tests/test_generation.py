@@ -233,3 +233,15 @@ def test_a_base_without_tokenizer_is_bad_input(base: Path, tmp_path: Path) -> No
     shutil.copytree(base, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "chat*"))
     with pytest.raises(BadInput, match="has no tokenizer"):
         load_for_use(tmp_path / "bare", device="cpu")
+
+
+def test_a_base_on_the_hub_is_never_asked_for_when_offline(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = Path(shutil.copytree(run_folder / "adapter", tmp_path / "adapter"))
+    path = adapter / "adapter_config.json"
+    config = {**json.loads(path.read_text()), "base_model_name_or_path": "somebody/base"}
+    path.write_text(json.dumps(config))
+    arguments = ["--adapter", str(adapter), "--prompt", "red", "--offline", "--device", "cpu"]
+    assert main(["generate", *arguments]) == 2
+    assert "somebody/base" in capsys.readouterr().err

@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import peft
 import torch
-from transformers import GenerationConfig
 
-from qlora_core.data.tokenizer import has_tokenizer, load_tokenizer, stop_token_ids
 from qlora_core.errors import BadInput, CheckFailed
 from qlora_core.facts.architecture import Architecture
 from qlora_core.models.checkpoint import is_quantized_folder, require_whole_weights
+from qlora_core.models.companions import copy_companions, tokenizer_for
 from qlora_core.models.loader import LoadedModel, load_model
 from qlora_core.models.merged_weights import changes
 from qlora_core.models.probes import Reading, compute_in_float32, probe_ids, read_probes
@@ -45,11 +44,6 @@ TOLERANCE = 1e-3
 """How far the merged model's loss may be from the unmerged one's, relative."""
 FLOAT32_UP_TO = 4_000_000_000
 """Models of so many weights are compared in float32, larger ones in the compute dtype."""
-TOKENIZER_FILES = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template*", "*.model", "tekken.json", "*.tiktoken",
-)  # fmt: skip
-BASE_FILES = ("*.py", "LICENSE*", "NOTICE*", "preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +108,9 @@ def merge(
     ``onto="nf4"`` (the default) adds to the dequantized 4-bit base that was trained on (also
     when that was FP4), so that the merged model computes what was trained; ``"original"`` adds
     to the 16-bit base, which the adapter has never seen. Either way the other's loss is
-    measured beside it. At any time one shard and one weight are held in 16 bits, plus the base
-    in 4 bits; ``check`` then loads whole models in 16 bits, one after the other, and compares
-    their logits on ``texts``.
+    measured beside it. One weight at a time is held in 16 bits, plus the base in 4 bits;
+    ``check`` then loads whole models in 16 bits, one after the other, and compares their
+    logits on ``texts``.
 
     Raises BadInput for an adapter or base that does not fit, is damaged or cannot be merged, and
     for an ``output`` that exists; CheckFailed, with nothing written, where the merged model's
@@ -174,7 +168,7 @@ class _Job:
         wrapped = put_on(loaded.model, trained)
         rows = self._probes(loaded)
         placement = self._write(loaded, wrapped, aside)
-        self._copy_files(loaded, aside)
+        copy_companions(loaded, trained, aside, self.how)
         small = loaded.quantization.total.weights <= FLOAT32_UP_TO
         compute, folder = torch.float32 if small else loaded.compute_dtype, loaded.folder
         readings = {}
@@ -228,52 +222,9 @@ class _Job:
             )
 
     def _probes(self, loaded: LoadedModel) -> list[list[int]]:
-        tokenizer = _tokenizer(self._tokenizer_folder(loaded), loaded, self.how)
+        tokenizer = tokenizer_for(loaded, self.trained, self.how)
         vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
         return probe_ids(tokenizer, vocabulary, self.texts)
-
-    def _tokenizer_folder(self, loaded: LoadedModel) -> Path:
-        own = (self.trained.folder / "tokenizer_config.json").is_file()
-        return self.trained.folder if own else loaded.folder
-
-    def _copy_files(self, loaded: LoadedModel, aside: Path) -> None:
-        """Tokenizer and template from beside the adapter, else the base's; stop tokens."""
-        source = self._tokenizer_folder(loaded)
-        for folder, patterns in ((loaded.folder, BASE_FILES), (source, TOKENIZER_FILES)):
-            for pattern in patterns:
-                for file in folder.glob(pattern):
-                    if file.is_file():
-                        shutil.copyfile(file, aside / file.name)
-        name = "generation_config.json"
-        if (self.trained.folder / name).is_file():
-            shutil.copyfile(self.trained.folder / name, aside / name)
-            return
-        tokenizer = _tokenizer(source, loaded, self.how)
-        _generation_config(loaded, tokenizer).save_pretrained(aside)
-
-
-def _tokenizer(folder: Path, loaded: LoadedModel, how: Mapping[str, Any]) -> Any:
-    if not has_tokenizer(folder):
-        return None
-    return load_tokenizer(
-        folder,
-        loaded.detection.architecture,
-        offline=True,
-        trust_remote_code=how["trust_remote_code"],
-        registry=how["registry"],
-    )
-
-
-def _generation_config(loaded: LoadedModel, tokenizer: Any) -> GenerationConfig:
-    """The base's, with the tokenizer's stop tokens among those that end generation."""
-    config: GenerationConfig = loaded.model.generation_config
-    if tokenizer is None:
-        return config
-    stated = config.eos_token_id
-    stops = stop_token_ids(tokenizer, loaded.detection.architecture.tokenizer)
-    stops += stated if isinstance(stated, list) else [stated]
-    config.eos_token_id = [i for i in dict.fromkeys(stops) if i is not None] or None
-    return config
 
 
 def _free(output: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from qlora_core.errors import CheckFailed
 from qlora_core.models.checkpoint import require_whole_weights
@@ -61,22 +61,22 @@ def place(changed: Mapping[str, Change], loaded: LoadedModel) -> Placement:
 def write_shards(placement: Placement, loaded: LoadedModel, to: Path, *, original: bool) -> None:
     """Write each shard of the base with its changed weights to ``to``, then config and index.
 
-    Holds one shard and one weight in 16 bits. Other tensors are written as they are; scales of
-    4-bit weights are left out, as these weights are 16-bit now.
+    Holds one tensor in 16 bits at a time. Other tensors are written as they are; scales of 4-bit
+    weights are left out, as these weights are 16-bit now.
     Raises CheckFailed where a merged weight is not finite in the checkpoint's dtype.
     """
     dtype = float_dtype(loaded.folder)
     weight_map: dict[str, str] = {}
     total = 0
     for file in require_whole_weights(loaded.folder):
-        with safe_open(file, framework="pt") as shard:
-            tensors = {}
-            for name in shard.keys():  # noqa: SIM118  (not a mapping)
-                if not _is_scale(name, placement.tensors):
-                    tensors[name] = _tensor(shard, name, placement, dtype, original=original)
-            save_file(tensors, to / file.name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file.name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+        entries = _entries(file, placement, dtype)
+        with safe_open(file, framework="pt") as shard, (to / file.name).open("wb") as out:
+            out.write(_header(entries))
+            for name in entries:
+                value = _tensor(shard, name, placement, dtype, original=original)
+                out.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        weight_map |= dict.fromkeys(entries, file.name)
+        total += sum(entry["size"] for entry in entries.values())
     if (loaded.folder / INDEX).is_file():
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(to / INDEX, index)
@@ -84,6 +84,50 @@ def write_shards(placement: Placement, loaded: LoadedModel, to: Path, *, origina
     if config.pop("quantization_config", None):
         config["dtype"] = str(dtype).removeprefix("torch.")
     write_json(to / "config.json", config)
+
+
+def _entries(file: Path, placement: Placement, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """Name -> dtype, shape and size of each tensor to write, the widest dtypes first (aligned)."""
+    names = {torch_dtype: name for name, torch_dtype in FLOATS.items()}
+    entries: dict[str, dict[str, Any]] = {}
+    for name, stored in _stored(file).items():
+        if _is_scale(name, placement.tensors):
+            continue
+        kind, shape = stored["dtype"], tuple(stored["shape"])
+        size = stored["data_offsets"][1] - stored["data_offsets"][0]
+        if name in placement.tensors:
+            kind = kind if kind in FLOATS else names[dtype]
+            shape = placement.changes[placement.tensors[name]].shape
+            size = math.prod(shape) * FLOATS[kind].itemsize
+        entries[name] = {"dtype": kind, "shape": shape, "size": size}
+    return dict(sorted(entries.items(), key=lambda item: (-_width(item[1]), item[0])))
+
+
+def _width(entry: Mapping[str, Any]) -> float:
+    return float(entry["size"] / max(math.prod(entry["shape"]), 1))
+
+
+def _header(entries: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The header of a safetensors file: its length in 8 bytes, then JSON padded to 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, entry in entries.items():
+        start, end = end, end + entry["size"]
+        header[name] = {
+            "dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [start, end],
+        }  # fmt: skip
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _stored(file: Path) -> dict[str, dict[str, Any]]:
+    with file.open("rb") as stream:
+        entries: dict[str, dict[str, Any]] = json.loads(
+            stream.read(int.from_bytes(stream.read(8), "little"))
+        )
+    entries.pop("__metadata__", None)
+    return entries
 
 
 @torch.no_grad()
@@ -101,11 +145,12 @@ def write_in_memory(placement: Placement, plain: Any, to: Path, *, original: boo
 
 def float_dtype(folder: Path) -> torch.dtype:
     """The floating-point dtype that most tensors of the checkpoint have."""
-    counted: Counter[str] = Counter()
-    for file in require_whole_weights(folder):
-        with safe_open(file, framework="pt") as shard:
-            names = [name for name in shard.keys() if not _companion(name)]  # noqa: SIM118
-            counted.update(shard.get_slice(name).get_dtype() for name in names)
+    counted = Counter(
+        entry["dtype"]
+        for file in require_whole_weights(folder)
+        for name, entry in _stored(file).items()
+        if ".weight." not in name  # the scales of a 4-bit weight
+    )
     known = {name: count for name, count in counted.items() if name in FLOATS}
     return FLOATS[max(known, key=lambda name: known[name])] if known else torch.bfloat16
 
@@ -129,23 +174,17 @@ def _finite(value: torch.Tensor, name: str) -> torch.Tensor:
     return value
 
 
-def _companion(name: str) -> bool:
-    """Whether the tensor belongs to a 4-bit weight: ``x.weight.absmax`` and the like."""
-    return ".weight." in name
-
-
 def _is_scale(name: str, changed: Mapping[str, str]) -> bool:
     owner, found, _ = name.partition(".weight.")
     return bool(found) and f"{owner}.weight" in changed
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for file in require_whole_weights(folder):
-        with safe_open(file, framework="pt") as shard:
-            for name in shard.keys():  # noqa: SIM118  (not a mapping)
-                shapes[name] = tuple(shard.get_slice(name).get_shape())
-    return shapes
+    return {
+        name: tuple(entry["shape"])
+        for file in require_whole_weights(folder)
+        for name, entry in _stored(file).items()
+    }
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ parrot = Architecture(
     ),
     prompt=PromptFormat(
         name="parrot",
+        start="",
         system="System: {content}\n",
         user="You: {content}\n",
         assistant="Parrot: {content}{eos}\n",

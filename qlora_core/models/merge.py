@@ -108,7 +108,7 @@ def merge(
     ``onto="nf4"`` (the default) adds to the dequantized 4-bit base that was trained on (also
     when that was FP4), so that the merged model computes what was trained; ``"original"`` adds
     to the 16-bit base, which the adapter has never seen. Either way the other's loss is
-    measured beside it. One weight at a time is held in 16 bits, plus the base in 4 bits;
+    measured beside it. At most one shard is held in 16 bits, plus the base in 4 bits;
     ``check`` then loads whole models in 16 bits, one after the other, and compares their
     logits on ``texts``.
 

@@ -61,7 +61,7 @@ def place(changed: Mapping[str, Change], loaded: LoadedModel) -> Placement:
 def write_shards(placement: Placement, loaded: LoadedModel, to: Path, *, original: bool) -> None:
     """Write each shard of the base with its changed weights to ``to``, then config and index.
 
-    Holds one tensor in 16 bits at a time. Other tensors are written as they are; scales of 4-bit
+    Holds at most one shard in 16 bits. Other tensors are written as they are; scales of 4-bit
     weights are left out, as these weights are 16-bit now.
     Raises CheckFailed where a merged weight is not finite in the checkpoint's dtype.
     """

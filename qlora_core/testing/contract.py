@@ -199,7 +199,7 @@ class ArchitectureContract:
         words = torch.randint(0, _vocabulary(loaded.model), (2, 16))
         model.train()
         logits = model(input_ids=words, **_modes(model, words)).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), words[:, 1:].flatten())
+        loss: Any = torch.nn.functional.cross_entropy(logits.flatten(0, 1), words[:, 1:].flatten())
         loss.backward()
         assert torch.isfinite(loss), "the example's loss is not finite"
         check_gradients(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from qlora_core.errors import BadInput
 from qlora_core.registry import hub
 from qlora_core.registry.files import ModelFolder, read_json
+
+log = logging.getLogger("qlora-core")
 
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 WEIGHTS = "*.safetensors"
@@ -173,6 +176,37 @@ def tensor_names(file: Path) -> list[str]:
             "download it again",
         )
     return list(entries)
+
+
+def require_all_weights(information: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The tensors that the model had no place for, from transformers' ``loading_info``.
+
+    Raises BadInput where the model expects weights that the checkpoint does not hold, or
+    holds in another shape: they would start at random.
+    """
+    missing = sorted(information["missing_keys"])
+    wrong = sorted(str(entry[0]) for entry in information["mismatched_keys"])
+    for kind, names in (("has no weights for", missing), ("has the wrong shape for", wrong)):
+        if names:
+            raise BadInput(
+                f"{name} {kind} {len(names)} tensors of its own config: {', '.join(names[:4])}"
+                + (", ..." if len(names) > 4 else "")
+                + "; they would start at random",
+                "take the whole base model: its config and weights must belong together",
+            )
+    if information.get("error_msgs"):
+        raise BadInput(f"{name}: {information['error_msgs'][0]}", "download the model again")
+    return _left_over(information, name)
+
+
+def _left_over(information: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    names = tuple(sorted(information["unexpected_keys"]))
+    if names:
+        log.warning(
+            "%s holds %d tensors that its model class has no place for: %s%s",
+            name, len(names), ", ".join(names[:4]), ", ..." if len(names) > 4 else "",
+        )  # fmt: skip
+    return names
 
 
 def _no_safetensors(folder: Path) -> BadInput:

@@ -16,7 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
-from qlora_core.models.checkpoint import fetch, refuse_other_quantization, require_whole_weights
+from qlora_core.models.checkpoint import (
+    fetch,
+    refuse_other_quantization,
+    require_all_weights,
+    require_whole_weights,
+)
 from qlora_core.models.devices import choose_compute_dtype, choose_device
 from qlora_core.models.quantization import QuantizationReport, count_quantized, family_skips
 from qlora_core.models.quantizer import QloraConfig, prepare_for_training
@@ -134,23 +139,18 @@ def load_model(
     settings = _settings(detection.architecture, config, quantize, dtype, double_quantization)
     if pre_quantized:
         config.quantization_config, settings = settings.to_folder_dict(), None
-    with _clear_loading_errors(detection.model):
-        model, information = _auto_class(config).from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            device_map={"": str(target)},
-            quantization_config=settings,
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    _require_all_weights(information, detection.model)
-    _remember_origin(model, detection.model)
-    if target.type == "cpu":
-        _own_memory(model)
+    model, information = _read_weights(
+        folder,
+        detection.model,
+        config=config,
+        dtype=dtype,
+        device_map={"": str(target)},
+        quantization_config=settings,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    unexpected = require_all_weights(information, detection.model)
+    _settle(model, detection.model, target)
     prepare_for_training(model)
     report = count_quantized(model, detection.architecture)
     report.require_complete()
@@ -164,7 +164,7 @@ def load_model(
         device=target,
         compute_dtype=dtype,
         quantization=report,
-        unexpected=_unexpected(information, detection.model),
+        unexpected=unexpected,
     )
 
 
@@ -253,43 +253,30 @@ def _clear_loading_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _require_all_weights(information: dict[str, Any], name: str) -> None:
-    missing = sorted(information["missing_keys"])
-    wrong = sorted(str(entry[0]) for entry in information["mismatched_keys"])
-    for kind, names in (("has no weights for", missing), ("has the wrong shape for", wrong)):
-        if names:
-            raise BadInput(
-                f"{name} {kind} {len(names)} tensors of its own config: {', '.join(names[:4])}"
-                + (", ..." if len(names) > 4 else "")
-                + "; they would start at random",
-                "take the whole base model: its config and weights must belong together",
-            )
-    if information.get("error_msgs"):
-        raise BadInput(f"{name}: {information['error_msgs'][0]}", "download the model again")
+def _read_weights(folder: Path, name: str, *, config: Any, **settings: Any) -> Any:
+    """The model and what transformers says of the tensors that it found, missed or left over."""
+    with _clear_loading_errors(name):
+        return _auto_class(config).from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **settings,
+        )
 
 
-def _unexpected(information: dict[str, Any], name: str) -> tuple[str, ...]:
-    names = tuple(sorted(information["unexpected_keys"]))
-    if names:
-        log.warning(
-            "%s holds %d tensors that its model class has no place for: %s%s",
-            name, len(names), ", ".join(names[:4]), ", ..." if len(names) > 4 else "",
-        )  # fmt: skip
-    return names
+def _settle(model: Any, name: str, device: torch.device) -> None:
+    """Make the model independent of its files, and name its origin.
 
-
-def _own_memory(model: torch.nn.Module) -> None:
-    """Copy what still lies in mapped files: a file replaced during a run would crash it.
-
-    It also lets go of the pages of the whole checkpoint, 4-bit weights read long ago included.
+    On a CPU what was not quantized still lies in mapped files: one that is replaced during a
+    run would crash it, and the pages of the whole checkpoint would stay. Adapters will name
+    as their base what the user gave, not a path in the cache.
     """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.clone()
-
-
-def _remember_origin(model: Any, name: str) -> None:
-    """What adapters will name as their base: what the user gave, not a path in the cache."""
+    if device.type == "cpu":
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.clone()
     model.name_or_path = name
     model.config._name_or_path = name
 

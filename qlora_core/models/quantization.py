@@ -193,10 +193,7 @@ def _tiny_one_computes_linear(cls: Any) -> bool:
 def count_quantized(
     model: nn.Module, architecture: Architecture | None = None
 ) -> QuantizationReport:
-    """Count what is 4-bit in ``model`` and what is not, each weight once, by reason.
-
-    ``architecture`` tells what the family keeps unquantized and why.
-    """
+    """Count what is 4-bit in ``model`` and what is not, each weight once, by reason."""
     method, quantized, missed = None, Share(), []
     unquantized: dict[str, Share] = {}
     reasons = _Reasons(model, architecture)
@@ -219,8 +216,7 @@ def count_quantized(
 def quant_state(module: nn.Module, name: str) -> Any:
     """The state that bitsandbytes keeps for a 4-bit parameter, None for any other.
 
-    ``name`` is the parameter's own name in ``module``: ``weight`` of a 4-bit linear layer,
-    ``original`` of a 4-bit parametrization.
+    ``name`` is its own name in ``module`` (``weight``, or ``original`` of a parametrization).
     """
     if isinstance(module, Linear4bit) and name == "weight":
         return module.weight.quant_state
@@ -246,7 +242,8 @@ class _Reasons:
         self.head = output_head(model)
         self.kept = dict(architecture.targets.keep_unquantized) if architecture else {}
         self.experts = architecture.targets.experts if architecture else ()
-        self.checkpoint = _checkpoint_skips(model)
+        settings = getattr(getattr(model, "config", None), "quantization_config", None)
+        self.checkpoint = getattr(settings, "llm_int8_skip_modules", None) or []
         self.library = library_skips(model) if hasattr(model, "all_tied_weights_keys") else []
 
     def of(self, path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> str:
@@ -273,11 +270,6 @@ class _Reasons:
         if is_within(f"{path}.{name}", (*self.experts, "experts")):
             return "expert stacks"
         return "other parameters"
-
-
-def _checkpoint_skips(model: nn.Module) -> list[str]:
-    settings = getattr(getattr(model, "config", None), "quantization_config", None)
-    return list(getattr(settings, "llm_int8_skip_modules", None) or ())
 
 
 def parameters_once(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:

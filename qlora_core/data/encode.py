@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_core.data.backend import Span, Tokens
+from qlora_core.data.backend import Control, Span, Tokens
 from qlora_core.data.codec import Codec, codec_of, source_of
 from qlora_core.data.conform import Message, checked
 from qlora_core.data.inject import encode_untrusted
 from qlora_core.data.notes import CLOCK_FROZEN, END_APPENDED, NEUTRALISED, NO_END, NO_FIT, TRUNCATED
+from qlora_core.data.spans import Rendering
 from qlora_core.data.system import render_whole
-from qlora_core.data.turn_ends import with_ends
+from qlora_core.data.template import ChatTemplate
+from qlora_core.data.turn_ends import Learned, with_ends
 from qlora_core.facts.prompt import PromptFormat
 from qlora_core.facts.tokenizer import TokenizerPolicy
 
@@ -76,27 +78,44 @@ def encode_conversation(
     codec = codec_of(tokenizer, policy or TokenizerPolicy())
     template = codec.template(source_of(tokenizer, prompt_format, tools), template_kwargs or {})
     rendering, messages = render_whole(template, checked(messages), tools)
-    closed = messages[-1]["role"] == "assistant"
-    for suffix in ("", codec.end(template)):
-        text = rendering.text + suffix
+    closed = len(messages) - 1 in rendering.answers
+    end = codec.end(template) if closed else ""
+    # a template that is known to end no turn gets the token at once, and loses it if that is wrong
+    open_ended = bool(end) and codec.ends(template).found is None
+    for suffix in (end, "") if open_ended else ("", end):
         tokens, control, notes = encode_untrusted(
             codec.backend, template, messages, tools, rendering.text,
             suffix=suffix, trusted_roles=trusted_roles,
         )  # fmt: skip
-        answers = list(rendering.answers.values())
-        learned = with_ends(
-            text, answers, control, codec.backend, codec.ends(template), codec.eos, closed=closed
-        )
-        if not (closed and learned) or learned[-1].ended:
+        own = [(i, span) for i, span in control if span[0] < len(rendering.text)]
+        learned = _learned(codec, template, rendering, own, "")
+        ended = closed and learned[-1].ended
+        if not end or ended != bool(suffix):
             break
     if suffix:
+        learned = _learned(codec, template, rendering, control, suffix)
         notes.append(END_APPENDED)
-    elif closed and learned and not learned[-1].ended:
+    elif closed and not ended:
         notes.append(NO_END)
     if template.uses_clock:
         notes.append(CLOCK_FROZEN)
     spans = [answer.span for answer in learned]
+    text = rendering.text + suffix
     return _sample(text, tokens, spans, [*rendering.notes, *notes], codec, max_length)
+
+
+def _learned(
+    codec: Codec, template: ChatTemplate, rendering: Rendering, control: Control, suffix: str
+) -> list[Learned]:
+    return with_ends(
+        rendering.text + suffix,
+        list(rendering.answers.values()),
+        control,
+        codec.backend,
+        codec.ends(template),
+        codec.eos,
+        closed=max(rendering.answers, default=-1) == rendering.messages - 1,
+    )
 
 
 def encode_text(

@@ -38,9 +38,10 @@ class Answer(NamedTuple):
 
 @dataclass
 class Rendering:
-    """A conversation's text and, by number of the message, the answers in it."""
+    """The text of a conversation of so many ``messages``; by number of a message, the answers."""
 
     text: str
+    messages: int
     answers: dict[int, Answer] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
@@ -69,7 +70,7 @@ def locate(
 
     Raises BadInput where the template refuses, or where an answer cannot be found for sure.
     """
-    rendering = Rendering(template.render(messages, tools))
+    rendering = Rendering(template.render(messages, tools), len(messages))
     nonce = secrets.token_hex(8)
     if nonce in rendering.text:
         raise BadInput("a one-time mark occurs in the data", "try again")

@@ -36,11 +36,13 @@ from .questions import held_out_questions, training_questions
 from .world import make_world
 
 END, PAD = "<|end|>", "<|pad|>"
+# Only tokens that pretraining has seen: the pieces of "Assistant" are not all among them.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '### ' + message['role'] | capitalize + ':\\n' + message['content'] + eos_token + '\\n' }}"
+    "{% set role = 'response' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '### ' + role | capitalize + ':\\n' + message['content'] + eos_token + '\\n' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
 )
 VALIDATION_SEED = 1_000_000
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import peft
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from qlora_core.errors import CheckFailed, TrainingStopped
 from qlora_core.models.adapters import check_gradients
+from qlora_core.registry.detect import installed
 from qlora_core.training.batches import Batches, Group
 from qlora_core.training.evaluate import evaluate
 from qlora_core.training.loop import Loop, accumulate
@@ -117,6 +118,29 @@ def test_no_learned_position_is_lost_where_the_head_runs_on_some_only() -> None:
         logits[:, :-1].reshape(-1, 256), batch["labels"][:, 1:].reshape(-1), reduction="sum"
     )
     torch.testing.assert_close(summed_loss(model, batch), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(installed().architectures))
+def test_the_loss_is_each_familys_own(family: str) -> None:
+    example = dict(installed().architectures[family].example)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(example.pop("model_type"), **example)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        pytest.skip("not a causal language model class")
+    model = AutoModelForCausalLM.from_config(config).eval()
+    vocabulary = model.get_input_embeddings().num_embeddings
+    samples = [
+        {key: [i if i < 0 else i % vocabulary for i in row[key]] for key in ("input_ids", "labels")}
+        for row in rows(3)
+    ]
+    batch = collate(samples)
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        expected = torch.nn.functional.cross_entropy(
+            logits[:, :-1].reshape(-1, logits.shape[-1]).float(),
+            batch["labels"][:, 1:].reshape(-1), reduction="sum",
+        )  # fmt: skip
+        torch.testing.assert_close(summed_loss(model, batch), expected, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -391,6 +391,35 @@ def test_a_refused_run_leaves_nothing(settings: TrainSettings, tmp_path: Path) -
         assert not Path(settings.output).exists()
 
 
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(settings: TrainSettings) -> None:
+    one = trained(settings, dropout=0.0, batch_size=4, eval_split=0.3)
+    two = dataclasses.replace(settings, dropout=0.0, eval_split=0.3, output=settings.output + "-2")
+    code = (
+        "from qlora_core.training.settings import settings_from\n"
+        "from qlora_core.training.train import train\n"
+        f"train(settings_from(None, {dataclasses.asdict(two)!r}))\n"
+    )
+    script = Path(settings.output).with_suffix(".py")
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for name, tensor in adapter(one).items():
+        torch.testing.assert_close(adapter(Path(two.output))[name], tensor, atol=1e-5, rtol=1e-4)
+    for line, other in zip(one.metrics(), Run(Path(two.output), {}).metrics(), strict=True):
+        for key in ("tokens", "learned_tokens", "eval_tokens"):
+            assert line.get(key) == other.get(key)
+        loss = "loss" if "loss" in line else "eval_loss"
+        assert line[loss] == pytest.approx(other[loss], rel=1e-4)
+
+
+def test_gradient_checkpointing_trains_the_same_adapters(settings: TrainSettings) -> None:
+    kept = trained(settings, gradient_checkpointing="off", output=settings.output + "-kept")
+    again = trained(settings, gradient_checkpointing="on")
+    assert same(adapter(kept), adapter(again))
+
+
 def test_observers_hear_of_everything(settings: TrainSettings) -> None:
     heard: list[str] = []
 

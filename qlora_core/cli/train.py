@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     from qlora_core.training.train import train
 
     finished = train(settings)
+    if not finished.writes:  # another process of this run reports
+        return 0
     print(f"adapter  {finished.adapter}")
     report = finished.directory / "report.html"
     if report.exists():

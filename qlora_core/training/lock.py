@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import socket
 from pathlib import Path
@@ -11,7 +13,11 @@ from typing import IO
 
 from qlora_core.errors import BadInput
 
+log = logging.getLogger("qlora-core")
 NAME = ".lock"
+BUSY = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
+"""How the systems say that another process holds a lock; anything else is a file system
+without locks."""
 
 
 class FolderLock:
@@ -71,6 +77,8 @@ def _try_lock(file: IO[str]) -> bool:
             import fcntl
 
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in BUSY:
+            return False
+        log.warning("%s cannot be locked (%s): start no second run there", file.name, error)
     return True

@@ -53,7 +53,12 @@ def _publish_adapter(session: Session) -> None:
 
 def _generation_config(session: Session) -> GenerationConfig:
     """The base model's, with the tokens that end an answer as they were trained."""
-    config = GenerationConfig.from_dict(session.model.generation_config.to_dict())
+    stated = getattr(session.model, "generation_config", None)
+    config = GenerationConfig() if stated is None else GenerationConfig(**stated.to_diff_dict())
+    try:
+        config.validate(strict=True)
+    except ValueError:  # as some models ship it, transformers loads it but refuses to save it
+        config = GenerationConfig()
     stops = _stops(session.inputs)
     config.eos_token_id = stops[0] if len(stops) == 1 else stops or None
     config.pad_token_id = session.inputs.tokenizer.pad_token_id

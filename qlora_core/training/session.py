@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -187,13 +188,12 @@ class Session:
 
     def _stop_if_asked(self, requests: StopRequests) -> None:
         """Every process stops at the same step, whichever of them got the signal."""
-        (total,) = self.loop.processes.sum([float(requests.signum)], self.inputs.device)
-        if not total:
+        (asked,) = self.loop.processes.sum([float(requests.signum > 0)], self.inputs.device)
+        if not asked:
             return
         self.save()
-        signum = requests.signum or int(total)
         raise TrainingInterrupted(
-            signum,
+            requests.signum or signal.SIGTERM,
             f"interrupted after step {self.position.step} of {self.total}"
             + (f"; it is saved in {self.run.checkpoints}" if self.saved_step else ""),
             "the same command with --resume goes on from there",

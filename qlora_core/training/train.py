@@ -53,7 +53,7 @@ def train(
         record = processes.from_main(found)
         if record is not None and _is_done(record, settings, output):
             progress.say(f"run {record['run_id']} in {output} is finished: nothing to do")
-            return Run(output, record, writes=False)
+            return Run(output, record, writes=processes.main)
         if record is None and settings.resume:
             progress.say(f"nothing to resume in {output}: starting from step 0")
         side_file = output / "refused_rows.jsonl" if processes.main else None
@@ -124,7 +124,7 @@ def _run(
         if resumed:
             _go_back(session)
         _ask_before(session, samples)
-        run.record["status"] = "running"
+        run.record |= {"status": "running", "finished": None}
         run.save()
         with _outcome(run, inputs.registry, progress):
             session.work()

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from qlora_core import ENGINE_PACKAGES, __version__
-from qlora_core.cli import demo, detect, generate, merge, plugins, train
+from qlora_core.cli import demo, detect, generate, merge, plugins, train, verify
 from qlora_core.errors import MissingEngine, QloraError
 
-COMMANDS = (detect, train, generate, merge, plugins, demo)
+COMMANDS = (detect, train, generate, merge, verify, plugins, demo)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -39,15 +39,21 @@ def identify_prompt_format(tokenizer: Any, *, registry: Registry | None = None) 
     """
     if not tokenizer.chat_template:
         return "none"
-    codec = codec_of(tokenizer, TokenizerPolicy())
+    found = format_like(tokenizer, registry=registry)
     source = source_of(tokenizer, None, None)
-    template = codec.template(source, {})
-    best, name = 0, ""
+    return found.name if found else f"custom:{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
+def format_like(tokenizer: Any, *, registry: Registry | None = None) -> PromptFormat | None:
+    """The installed format that renders turns as the tokenizer's chat template does."""
+    codec = codec_of(tokenizer, TokenizerPolicy())
+    template = codec.template(source_of(tokenizer, None, None), {})
+    best, found = 0, None
     for prompt_format in _known(registry or installed()):
         score = _likeness(template, prompt_format, codec.bos or "", codec.eos or "")
         if score > best:
-            best, name = score, prompt_format.name
-    return name or f"custom:{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+            best, found = score, prompt_format
+    return found
 
 
 def _likeness(template: ChatTemplate, prompt_format: PromptFormat, bos: str, eos: str) -> int:

@@ -15,7 +15,7 @@ from qlora_core.models.trained import TrainedAdapter
 
 TOKENIZER_FILES = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template*", "*.model", "tekken.json", "*.tiktoken",
+    "chat_template*", "*.model", "tekken.json", "*.tiktoken", "prompt_format.json",
 )  # fmt: skip
 BASE_FILES = ("*.py", "LICENSE*", "NOTICE*", "preprocessor_config.json", "processor_config.json")
 GENERATION = "generation_config.json"

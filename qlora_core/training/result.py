@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from qlora_core.data.tokenizer import stop_token_ids
+from qlora_core.data.verify import record_prompts
 from qlora_core.training import checkpoints, files
 from qlora_core.training.samples import Samples
 from qlora_core.training.session import Session
@@ -43,6 +44,7 @@ def _publish_adapter(session: Session) -> None:
     def write(staging: Path) -> None:
         checkpoints.write_adapter(staging, model, tensors)
         inputs.tokenizer.save_pretrained(str(staging))
+        record_prompts(inputs.tokenizer, staging, inputs.detection.architecture.tokenizer)
         _generation_config(session).save_pretrained(str(staging))
 
     size = sum(tensor.nbytes for tensor in tensors.values()) + 2**25

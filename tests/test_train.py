@@ -354,6 +354,17 @@ def test_a_model_that_does_not_learn_fails_and_says_so(
     assert json.loads((Path(settings.output) / "run.json").read_text())["status"] == "failed"
 
 
+def test_running_out_of_memory_is_explained(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(loop_module, "accumulate", full)
+    with pytest.raises(TrainingStopped, match=r"(?s)Tried to allocate.*head and loss"):
+        trained(settings)
+
+
 def test_early_stop_keeps_the_best_adapter(settings: TrainSettings) -> None:
     run = trained(
         settings, max_steps=30, learning_rate=0.3, schedule="constant", warmup=0.0,

@@ -207,6 +207,16 @@ def test_the_beginning_token_outlives_truncation():
     assert encoded.input_ids[0] == tokenizer.bos_token_id
 
 
+def test_a_short_system_text_and_the_header_outlive_truncation():
+    tokenizer = toy_tokenizer("byte-level", CHATML, **ROLES)
+    messages = chat("word " * 300, "Hello", system="Be kind.")
+    encoded = encode_conversation(tokenizer, messages, max_length=120)
+    text = tokenizer.decode(encoded.input_ids)
+    assert len(encoded.input_ids) == 120
+    assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n")
+    assert text.endswith("word <|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n")
+
+
 def test_an_answer_is_never_cut():
     tokenizer = toy_tokenizer("byte-level", CHATML, **ROLES)
     encoded = encode_conversation(tokenizer, chat("Hi", "word " * 100), max_length=40)

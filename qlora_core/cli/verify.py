@@ -22,7 +22,9 @@ def add(commands: Any) -> None:
         "folder", metavar="RUN", help="folder of a run, its adapter, or a merged model"
     )
     parser.add_argument(
-        "--modelfile", action="store_true", help="print an Ollama Modelfile (template and stops)"
+        "--modelfile",
+        action="store_true",
+        help="print a Modelfile: the template in Go's language, and the stops",
     )
     add_plugin_flags(parser)
     parser.set_defaults(run=run)

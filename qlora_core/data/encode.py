@@ -12,7 +12,8 @@ from typing import Any
 
 from qlora_core.data.backend import Control, Span, Tokens
 from qlora_core.data.codec import Codec, codec_of, source_of
-from qlora_core.data.conform import Message, checked
+from qlora_core.data.conform import Message, checked, text_of
+from qlora_core.data.cut import IGNORED, labels_of, shorten
 from qlora_core.data.inject import encode_untrusted
 from qlora_core.data.notes import CLOCK_FROZEN, END_APPENDED, NEUTRALISED, NO_END, NO_FIT, TRUNCATED
 from qlora_core.data.spans import Rendering
@@ -22,8 +23,7 @@ from qlora_core.data.turn_ends import Learned, with_ends
 from qlora_core.facts.prompt import PromptFormat
 from qlora_core.facts.tokenizer import TokenizerPolicy
 
-IGNORED = -100
-"""The label of a token that is not learned (PyTorch's cross entropy skips it)."""
+__all__ = ["IGNORED", "Encoded", "encode_conversation", "encode_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,8 @@ def encode_conversation(
         notes.append(CLOCK_FROZEN)
     spans = [answer.span for answer in learned]
     text = rendering.text + suffix
-    return _sample(text, tokens, spans, [*rendering.notes, *notes], codec, max_length)
+    head = _head(text, messages)
+    return _sample(text, tokens, spans, [*rendering.notes, *notes], codec, max_length, head)
 
 
 def _learned(
@@ -156,20 +157,20 @@ def _sample(
     notes: list[str],
     codec: Codec,
     max_length: int | None,
+    head: int = 0,
 ) -> Encoded:
-    labels = _labels(tokens, learned)
+    labels = labels_of(tokens, learned)
     ids = list(tokens.ids)
     lost, answers_lost, fits = 0, 0, True
     if max_length is not None and len(ids) > max_length:
-        head = 1 if ids[0] == codec.bos_id else 0
-        cut = _cut(labels, head, len(ids) - max_length)
-        if cut is None:
+        kept = shorten(labels, _heads(tokens, codec, head, max_length), max_length)
+        if kept is None:
             fits = False
             notes.append(NO_FIT)
         else:
-            lost = cut - head
-            answers_lost = _runs(labels) - _runs(labels[cut:])
-            ids, labels = ids[:head] + ids[cut:], labels[:head] + labels[cut:]
+            lost, answers_lost = kept.start - kept.head, kept.answers_lost
+            ids = ids[: kept.head] + ids[kept.start :]
+            labels = labels[: kept.head] + labels[kept.start :]
             notes.append(TRUNCATED)
     return Encoded(
         text=text, input_ids=ids, labels=labels, learned=learned,
@@ -177,31 +178,14 @@ def _sample(
     )  # fmt: skip
 
 
-def _labels(tokens: Tokens, learned: Sequence[Span]) -> list[int]:
-    """The ids of tokens that overlap a learned span, -100 elsewhere."""
-    labels = [IGNORED] * len(tokens.ids)
-    number = 0
-    for i, (start, end) in enumerate(tokens.offsets):
-        while number < len(learned) and learned[number][1] <= start:
-            number += 1
-        if number == len(learned):
-            break
-        if learned[number][0] < max(end, start + 1):
-            labels[i] = tokens.ids[i]
-    return labels
+def _heads(tokens: Tokens, codec: Codec, head: int, max_length: int) -> list[int]:
+    """How many first tokens to keep: up to character ``head`` if they are few, else the BOS."""
+    first = sum(end <= head for _, end in tokens.offsets)
+    bos = int(tokens.ids[0] == codec.bos_id)
+    return [first, bos] if bos < first <= max_length // 4 else [bos]
 
 
-def _cut(labels: Sequence[int], head: int, excess: int) -> int | None:
-    """Where to go on after the head so that ``excess`` tokens go and no answer is cut.
-
-    None when the last answer would be.
-    """
-    cut = head + excess
-    while cut < len(labels) and labels[cut] != IGNORED and labels[cut - 1] != IGNORED:
-        cut += 1
-    return cut if any(label != IGNORED for label in labels[cut:]) else None
-
-
-def _runs(labels: Sequence[int]) -> int:
-    before = (IGNORED, *labels[:-1])
-    return sum(x != IGNORED and b == IGNORED for x, b in zip(labels, before, strict=True))
+def _head(text: str, messages: Sequence[Message]) -> int:
+    """Where the first text that is no system text begins: before it stand the template's words."""
+    first = next((text_of(m).strip() for m in messages if m["role"] != "system"), "")
+    return max(text.find(first), 0) if first else 0

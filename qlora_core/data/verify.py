@@ -88,7 +88,7 @@ def verify(folder: str | Path) -> Verification:
 
 
 def modelfile(folder: str | Path, *, registry: Registry | None = None) -> str:
-    """An Ollama Modelfile with the template and the stops of ``folder``.
+    """A Modelfile with the chat template (in Go's language) and the stops of ``folder``.
 
     Raises BadInput for a chat template that no installed prompt format equals.
     """
@@ -97,9 +97,9 @@ def modelfile(folder: str | Path, *, registry: Registry | None = None) -> str:
     form = format_like(tokenizer, registry=registry)
     if form is None:
         raise BadInput(
-            f"the chat template of {folder} is like no installed prompt format, and Ollama "
-            "cannot run Jinja",
-            "give Ollama a GGUF file (it holds the chat template), or provide the format by "
+            f"the chat template of {folder} is like no installed prompt format, and a Modelfile "
+            "cannot hold Jinja",
+            "serve a GGUF file (it holds the chat template), or provide the format by "
             "qlora_prompt_formats()",
         )
     eos = tokenizer.eos_token or ""
@@ -113,7 +113,7 @@ def modelfile(folder: str | Path, *, registry: Registry | None = None) -> str:
         + text.replace("{content}", "{{ .Content }}")
         for n, (role, text) in enumerate(turns.items())
     )
-    # Ollama adds the BOS token by itself
+    # the server adds the BOS token by itself
     start = form.start.replace("{bos}", "").replace("{eos}", eos)
     prompt = form.generation_prompt().replace("{eos}", eos)
     stops = "\n".join(f"PARAMETER stop {json.dumps(s, ensure_ascii=False)}" for s in record["stop"])

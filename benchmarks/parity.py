@@ -47,7 +47,9 @@ def plain_model(path: str) -> Any:
     return model
 
 
-def plain_training(settings: TrainSettings, targets: Any, rows: list[Any], collate: Any, output: str) -> None:  # fmt: skip
+def plain_training(
+    settings: TrainSettings, targets: Any, rows: list[Any], collate: Any, output: str
+) -> None:
     """The same training in transformers' Trainer on a PEFT model."""
     torch.manual_seed(settings.seed)
     model = plain_model(settings.model)
@@ -120,7 +122,10 @@ def compare(model: str, data: str, steps: int, seed: int, folder: str) -> dict[s
     plain_training(settings, detection.targets.target_modules, rows, collate, theirs)
     ended = time.perf_counter()
     before = judged(model, None, held_out, collate)
-    loss = {n: judged(model, a, held_out, collate) for n, a in (("ours", f"{ours}/adapter"), ("plain", theirs))}  # fmt: skip
+    loss = {
+        name: judged(model, adapter, held_out, collate)
+        for name, adapter in (("ours", f"{ours}/adapter"), ("plain", theirs))
+    }
     return {
         "data": Path(data).name,
         "rows": len(rows),
@@ -154,7 +159,8 @@ def main() -> None:
             print(json.dumps(row, indent=1), flush=True)
     print(f"\n{'data':<36}{'before':>8}{'ours':>9}{'plain':>9}{'ours/plain':>12}")
     for row in table:
-        print(f"{row['data']:<36}{row['loss_before']:>8.4f}{row['loss_ours']:>9.4f}{row['loss_plain']:>9.4f}{row['ratio']:>12.4f}")  # fmt: skip
+        losses = f"{row['loss_before']:>8.4f}{row['loss_ours']:>9.4f}{row['loss_plain']:>9.4f}"
+        print(f"{row['data']:<36}{losses}{row['ratio']:>12.4f}")
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(table, indent=2) + "\n")

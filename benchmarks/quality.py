@@ -43,8 +43,11 @@ METHODS: dict[str, tuple[str | None, bool, tuple[float, ...]]] = {
 }
 
 
-def trained(quantize: str | None, adapters: bool, rate: float, settings: TrainSettings, rows: list[Any], collate: Any) -> Any:  # fmt: skip
+def trained(
+    method: str, rate: float, settings: TrainSettings, rows: list[Any], collate: Any
+) -> tuple[Any, Precision]:
     """The model after ``settings.max_steps`` steps. Full fine-tuning keeps fp32 weights."""
+    quantize, adapters, _ = METHODS[method]
     dtype = torch.bfloat16 if adapters else torch.float32
     loaded = load_model(settings.model, quantize=quantize, compute_dtype=dtype)
     torch.manual_seed(settings.seed)
@@ -68,22 +71,30 @@ def trained(quantize: str | None, adapters: bool, rate: float, settings: TrainSe
     return model, precision
 
 
-def judged(method: str, rate: float, settings: TrainSettings, data: Any, tokenizer: Any) -> dict[str, Any]:  # fmt: skip
-    quantize, adapters, _ = METHODS[method]
+def judged(
+    method: str, rate: float, settings: TrainSettings, data: Any, tokenizer: Any
+) -> dict[str, Any]:
     collate = collator(tokenizer)
     began = time.perf_counter()
-    model, precision = trained(quantize, adapters, rate, settings, data.train, collate)
+    model, precision = trained(method, rate, settings, data.train, collate)
     seconds = time.perf_counter() - began
     loss = evaluate(
         model, data.evaluation, collate, batch_size=64, precision=precision, processes=Processes()
     ).loss
     with precision.autocast():
         answers = chat_accuracy(model, tokenizer, read_questions(qlora_base.HELD_OUT_ROWS))
-    return {"rate": rate, "seed": settings.seed, "loss": loss, "accuracy": answers.accuracy, "seconds": seconds}  # fmt: skip
+    return {
+        "rate": rate,
+        "seed": settings.seed,
+        "loss": loss,
+        "accuracy": answers.accuracy,
+        "seconds": seconds,
+    }
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}  # fmt: skip
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "sd": deviation}
 
 
 def main() -> None:
@@ -103,7 +114,10 @@ def main() -> None:
     for method, (_, _, rates) in METHODS.items():
         tuning = [judged(method, r, replace(settings, seed=1000), data, tokenizer) for r in rates]
         best = min(tuning, key=lambda row: row["loss"])["rate"]
-        runs = [judged(method, best, replace(settings, seed=s), data, tokenizer) for s in range(arguments.seeds)]  # fmt: skip
+        runs = [
+            judged(method, best, replace(settings, seed=seed), data, tokenizer)
+            for seed in range(arguments.seeds)
+        ]
         results[method] = {
             "rate": best,
             "loss": spread([r["loss"] for r in runs]),

@@ -32,11 +32,11 @@ def int4(weight: torch.Tensor) -> torch.Tensor:
 
 def four_bit(weight: torch.Tensor, kind: str, nested: bool) -> tuple[torch.Tensor, float]:
     """(dequantized, bits per parameter) by bitsandbytes."""
-    packed, state = quantize_4bit(weight, blocksize=BLOCK, quant_type=kind, compress_statistics=nested)
-    stored = packed.numel() * packed.element_size() + state.absmax.numel() * state.absmax.element_size()
-    if nested:
-        second = state.state2.absmax
-        stored += second.numel() * second.element_size()
+    packed, state = quantize_4bit(
+        weight, blocksize=BLOCK, quant_type=kind, compress_statistics=nested
+    )
+    parts = [packed, state.absmax, *([state.state2.absmax] if nested else [])]
+    stored = sum(part.numel() * part.element_size() for part in parts)
     return dequantize_4bit(packed, state), 8 * stored / weight.numel()
 
 

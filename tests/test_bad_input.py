@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-
 import qlora_base
+
 from qlora_core.cli.main import main
 
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
@@ -31,7 +31,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 
 def train(model: str | Path, data: str | Path, output: Path, *more: str) -> list[str | Path]:
-    return ["train", "--model", model, "--data", data, "--output", output, "--max-steps", "1", *more]
+    return [
+        "train",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--output",
+        output,
+        "--max-steps",
+        "1",
+        *more,
+    ]
 
 
 def test_a_folder_that_is_not_a_model(capsys, tmp_path: Path, data: Path) -> None:
@@ -70,7 +81,9 @@ def test_an_unknown_setting_names_the_nearest(capsys, tmp_path: Path, data: Path
     assert "learning_rate" in refused(capsys, *command)
 
 
-def test_a_target_that_does_not_exist_lists_the_candidates(capsys, tmp_path: Path, data: Path) -> None:
+def test_a_target_that_does_not_exist_lists_the_candidates(
+    capsys, tmp_path: Path, data: Path
+) -> None:
     message = refused(capsys, "detect", qlora_base.MODEL, "--targets", "q_prj")
     assert "q_proj" in message
     command = train(qlora_base.MODEL, data, tmp_path / "out", "--targets", "q_proj,gate_prj")
@@ -95,7 +108,9 @@ def test_an_expression_that_matches_no_layer_lists_the_candidates(
         ("--max-length", "1"),
     ],
 )
-def test_a_setting_out_of_its_range(capsys, tmp_path: Path, data: Path, flags: tuple[str, str]) -> None:
+def test_a_setting_out_of_its_range(
+    capsys, tmp_path: Path, data: Path, flags: tuple[str, str]
+) -> None:
     command = [str(a) for a in train(qlora_base.MODEL, data, tmp_path / "out", *flags)]
     try:
         code = main(command)

@@ -27,8 +27,11 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "plugins", site / "qlora_plugins")
     info = site / "qlora_core-0.1.0.dist-info"
     info.mkdir()
-    for name in ("METADATA", "entry_points.txt"):
-        (info / name).write_text(distribution("qlora-core").read_text(name))
+    ours = distribution("qlora-core")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: qlora-core\nVersion: {ours.version}\n"
+    )
+    (info / "entry_points.txt").write_text(str(ours.read_text("entry_points.txt")))
     return site
 
 
@@ -83,8 +86,11 @@ def test_training_without_the_engine_says_how_to_install_it(bare: Path, tmp_path
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     heavy = sorted(qlora_core.ENGINE_PACKAGES | {"huggingface_hub"})
-    code = f"import sys, qlora_core, qlora_core.cli.main; print([m for m in {heavy} if m in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = "import sys, qlora_core, qlora_core.cli.main; "
+    code += f"print([m for m in {heavy} if m in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert loaded.stdout.strip() == "[]"
 
 

@@ -312,3 +312,45 @@ def test_masks_equal_trls_reference_masks(shared: Path):
     }
     assert expected == different
     assert equal == 81
+
+
+# --- everything else that is shipped ---------------------------------------------------------
+
+TEXTS = {
+    "benign": ("Hello there", "Fine, thanks"),
+    "control": ("a <|im_end|> b </s>", "x <|im_end|> y"),
+    "white space": ("  Hi \n", "\n\n Ans  \n"),
+    "thoughts": ("Q", "<think>\nhmm\n</think>\n\nThe answer"),
+    "half a thought": ("Q", "why</think>The answer"),
+    "a tool's words": ("<tool_response>12</tool_response>", "Ok done"),
+    "lines": ("Q", "line one\n\nline two\n```py\nx = 1\n```"),
+    "marks": ("a < b && c > d \"q\" 'r' \\n", "{'a': \"b\"} & <b>é 😀</b>"),
+}
+
+
+@pytest.mark.slow
+def test_108_templates_teach_8_kinds_of_answers_or_refuse_in_their_own_words(shared: Path):
+    learned = refused = 0
+    paths = sorted((shared / "prompts" / "jinja").glob("*/*.jinja"))
+    assert len(paths) == 108
+    for path in paths:
+        source = path.read_text(encoding="utf-8")
+        eos = "<|im_end|>" if "<|im_end|>" in source else "</s>"
+        tokenizer = tokenizer_for(source, bos="<s>", eos=eos)
+        for kind, (question, answer) in TEXTS.items():
+            for before in ([], chat("first", "one", system="Sys")):
+                messages = [*before, *chat(question, answer)]
+                try:
+                    encoded = encode_conversation(tokenizer, messages)
+                except BadInput as error:
+                    assert "refuses" in str(error), (path.name, kind)
+                    with pytest.raises(Exception, match=""):
+                        tokenizer.apply_chat_template(messages, tokenize=False)
+                    refused += 1
+                    continue
+                said = answer.rpartition("</think>")[2].strip()
+                assert said in answers(encoded)[-1], (path.name, kind)
+                assert len(answers(encoded)[-1]) <= len(answer) + 60, (path.name, kind)
+                assert tokenizer.decode(encoded.input_ids) == encoded.text, (path.name, kind)
+                learned += 1
+    assert (learned, refused) == (1641, 87)

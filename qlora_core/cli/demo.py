@@ -33,11 +33,11 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 1 when the model did not learn it."""
-    from qlora_core.training.settings import settings_from
-    from qlora_core.training.train import train
-
     import qlora_base
     from qlora_base.questions import read_questions
+
+    from qlora_core.training.settings import settings_from
+    from qlora_core.training.train import train
 
     began = time.perf_counter()
     output = _fresh(arguments.output)
@@ -102,8 +102,9 @@ def _detect_arguments(model: str) -> argparse.Namespace:
 
 
 def _ask(model: str, adapter: Path | None, questions: list[Any]) -> Result:
-    from qlora_core.models.loader import load
     from qlora_base.evaluate import chat_accuracy
+
+    from qlora_core.models.loader import load
 
     loaded, tokenizer = load(model)
     if adapter is not None:
@@ -122,7 +123,8 @@ def _summary(before: Result, after: Result) -> None:
         print(f"    before   {first.answer[:60]!r}{'' if first.stopped else '  (never stopped)'}")
         print(f"    after    {second.answer[:60]!r}{'' if second.stopped else '  (never stopped)'}")
         print(f"    expected {first.expected!r}")
-    print(f"\naccuracy {before.accuracy:.1%} -> {after.accuracy:.1%} on questions it was not trained on")
+    change = f"{before.accuracy:.1%} -> {after.accuracy:.1%}"
+    print(f"\naccuracy {change} on questions it was not trained on")
 
 
 def _title(text: str) -> None:

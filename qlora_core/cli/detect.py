@@ -86,6 +86,7 @@ def _lines(detection: Detection, *, explain: bool) -> list[str]:
     targets, tokenizer, prompt = detection.targets, detection.tokenizer, detection.prompt_format
     modules = targets.target_modules
     shown = modules if isinstance(modules, str) else " ".join(modules)
+    turn_end = repr(tokenizer["turn_end"]) if tokenizer["turn_end"] else "the EOS token"
     rows = [
         ("model", detection.model),
         ("architecture", f"{detection.architecture.name}  ({detection.reason})"),
@@ -95,7 +96,7 @@ def _lines(detection: Detection, *, explain: bool) -> list[str]:
         ("  never below", targets.exclude_modules or ""),
         ("stays 16-bit", " ".join(targets.keep_unquantized)),
         ("pad, BOS", f"{_quoted(tokenizer['pad'])}, {_quoted(tokenizer['bos'])}"),
-        ("turn ends with", f"{_quoted(tokenizer['turn_end'])}  (from {tokenizer['source']})"),
+        ("turn ends with", f"{turn_end}  (from {tokenizer['source']})"),
         ("prompt format", f"{prompt['name']}  (from {prompt['source']})"),
         *_coverage_rows(detection),
     ]  # fmt: skip
@@ -112,7 +113,8 @@ def _coverage_rows(detection: Detection) -> list[tuple[str, str]]:
     coverage, trainable = detection.coverage, detection.trainable_parameters
     if coverage is None or trainable is None:
         return []
-    reach = f"{coverage['weights']:.1%} of the decoder's weights, {coverage['layers']:.0%} of its layers"
+    weights, layers = coverage["weights"], coverage["layers"]
+    reach = f"{weights:.1%} of the decoder's weights, {layers:.0%} of its layers"
     count, rank = trainable["count"], trainable["rank"]
     return [
         ("adapters reach", reach),

@@ -16,6 +16,10 @@ quantization = BitsAndBytesConfig(
     llm_int8_skip_modules={skip!r},
 )
 """
+_CHECK = """\
+four_bit = sum(type(module).__name__ == "Linear4bit" for module in model.modules())
+assert four_bit, "transformers left this family in 16 bits: qlora_core.load() does not"
+"""
 _LORA = """\
 lora = LoraConfig(
     task_type="CAUSAL_LM",
@@ -32,7 +36,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 {quantization}{lora}
 model = AutoModelForCausalLM.from_pretrained({model!r}, quantization_config=quantization)
-model = get_peft_model(model, lora)
+{check}model = get_peft_model(model, lora)
 model.print_trainable_parameters()
 """
 _TRL = """\
@@ -44,7 +48,7 @@ from trl import SFTConfig, SFTTrainer
 
 {quantization}{lora}
 model = AutoModelForCausalLM.from_pretrained({model!r}, quantization_config=quantization)
-trainer = SFTTrainer(
+{check}trainer = SFTTrainer(
     model=model,
     args=SFTConfig(output_dir="output"),
     train_dataset=load_dataset("json", data_files="train.jsonl", split="train"),
@@ -68,4 +72,6 @@ def snippet(detection: Detection, target: str, rank: int) -> str:
     lora = _LORA.format(rank=rank, alpha=2 * rank, modules=targets.target_modules, more=more)
     template = {"peft": _PEFT, "trl": _TRL}[target]
     quantization = _QUANTIZATION.format(skip=targets.keep_unquantized)
-    return template.format(model=detection.model, lora=lora, quantization=quantization)
+    return template.format(
+        model=detection.model, lora=lora, quantization=quantization, check=_CHECK
+    )

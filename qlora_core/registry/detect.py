@@ -119,7 +119,8 @@ def _notices(config: ModelConfig, architecture: Architecture) -> list[Notice]:
             Notice(
                 "remote-code",
                 "the folder brings Python code of its own (auto_map), which was not run",
-                "prefer a checkpoint that transformers reads natively; else --trust-remote-code",
+                "nothing to do where transformers knows the type itself; "
+                "else read the code, then --trust-remote-code",
             )
         )
     heads = [str(name) for name in config.get("architectures") or ()]

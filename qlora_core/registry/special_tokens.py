@@ -26,9 +26,8 @@ def tokenizer_facts(architecture: Architecture, folder: ModelFolder | None) -> d
     added = _added_tokens(settings)
     pad = _token(settings.get("pad_token")) or next((t for t in policy.pad if t in added), None)
     template = chat_template(folder, settings) if folder else None
-    turn_end = policy.turn_end or eos
-    if settings and (policy.turn_end or "") not in (template or ""):
-        turn_end = eos  # a base model's vocabulary may hold it too, untrained
+    # A base model's vocabulary may hold the family's token too, untrained: the template decides.
+    turn_end = policy.turn_end if (policy.turn_end or "\0") in (template or "") else eos
     known = [t for t in (policy.turn_end, *policy.stop) if not settings or t in added]
     stop = [token for token in (turn_end, eos, *known) if token]
     return {

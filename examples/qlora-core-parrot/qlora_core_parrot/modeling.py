@@ -15,7 +15,15 @@ from transformers.modeling_outputs import CausalLMOutput
 class ParrotConfig(PreTrainedConfig):
     model_type = "parrot"
 
-    def __init__(self, hidden_size: int = 64, num_hidden_layers: int = 2, num_attention_heads: int = 4, vocab_size: int = 256, max_position_embeddings: int = 512, **more: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        hidden_size: int = 64,
+        num_hidden_layers: int = 2,
+        num_attention_heads: int = 4,
+        vocab_size: int = 256,
+        max_position_embeddings: int = 512,
+        **more: Any,
+    ) -> None:
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
@@ -69,7 +77,7 @@ class ParrotPreTrainedModel(PreTrainedModel):
     config_class = ParrotConfig
     base_model_prefix = "parrot"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ParrotLayer"]
+    _no_split_modules = ("ParrotLayer",)
     _supports_sdpa = True
 
 
@@ -107,5 +115,7 @@ class ParrotForCausalLM(ParrotPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.squawk
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> CausalLMOutput:  # fmt: skip
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+    ) -> CausalLMOutput:
         return CausalLMOutput(logits=self.squawk(self.parrot(input_ids, attention_mask)))

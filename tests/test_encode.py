@@ -362,3 +362,20 @@ def test_what_cannot_be_a_conversation_is_refused_in_one_sentence(messages, word
 def test_a_tokenizer_without_template_says_what_to_do():
     with pytest.raises(BadInput, match="no chat template"):
         encode_conversation(toy_tokenizer("byte-level", **ROLES), chat("a", "b"))
+
+
+def test_a_function_is_a_tool():
+    def multiply(a: int, b: int) -> int:
+        """
+        Multiply two numbers.
+
+        Args:
+            a: One number.
+            b: The other.
+        """
+        return a * b
+
+    tokenizer = toy_tokenizer("byte-level", "{{ tools | tojson }}" + CHATML, **ROLES)
+    encoded = encode_conversation(tokenizer, chat("Hi", "Hello"), tools=[multiply])
+    assert '"name": "multiply", "description": "Multiply two numbers."' in encoded.text
+    assert learned_text(tokenizer, encoded) == "Hello<|im_end|>"

@@ -316,6 +316,7 @@ def test_masks_equal_trls_reference_masks(shared: Path):
 
 # --- everything else that is shipped ---------------------------------------------------------
 
+REFUSAL = "the chat template refuses this conversation: "
 TEXTS = {
     "benign": ("Hello there", "Fine, thanks"),
     "control": ("a <|im_end|> b </s>", "x <|im_end|> y"),
@@ -343,8 +344,8 @@ def test_108_templates_teach_8_kinds_of_answers_or_refuse_in_their_own_words(sha
                 try:
                     encoded = encode_conversation(tokenizer, messages)
                 except BadInput as error:
-                    assert "refuses" in str(error), (path.name, kind)
-                    with pytest.raises(Exception, match=""):
+                    words = error.problem.removeprefix(REFUSAL)
+                    with pytest.raises(Exception, match=re.escape(words)):
                         tokenizer.apply_chat_template(messages, tokenize=False)
                     refused += 1
                     continue

@@ -379,3 +379,18 @@ def test_a_function_is_a_tool():
     encoded = encode_conversation(tokenizer, chat("Hi", "Hello"), tools=[multiply])
     assert '"name": "multiply", "description": "Multiply two numbers."' in encoded.text
     assert learned_text(tokenizer, encoded) == "Hello<|im_end|>"
+
+
+def test_a_templates_own_marks_help_where_nothing_else_does():
+    marked = (  # each text is changed, and the first line depends on the whole conversation
+        "{{ messages | length }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        "assistant: {% generation %}{{ m['content'] | upper }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    bare = marked.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer = toy_tokenizer("byte-level", bare, **ROLES)
+    with pytest.raises(BadInput, match="message 2"):
+        encode_conversation(tokenizer, chat("Hi", "Hello"))
+    tokenizer = toy_tokenizer("byte-level", marked, **ROLES)
+    encoded = encode_conversation(tokenizer, chat("Hi", "Hello", "And?", "Bye"))
+    assert learned_text(tokenizer, encoded) == "HELLO<|im_end|>BYE<|im_end|>"

@@ -112,7 +112,9 @@ def _add(
     if left is not None and right is not None and not reasoning and not calls:
         answer = Answer(left, right, right)
     else:
-        found = _compare(rendering.text, conversation, number, left, right, reasoning, position)
+        found = _compare(
+            rendering.text, conversation, number, left, right, reasoning, position
+        ) or _by_block(rendering.text, conversation, number)
         if found is None:
             raise BadInput(
                 f"message {number + 1} (assistant) cannot be found in what the chat template "
@@ -172,6 +174,16 @@ def _places(text: str, calls: Any, start: int, end: int) -> list[int]:
     """Where the values of tool calls end that stand between ``start`` and ``end``."""
     found = ((text.rfind(leaf, start, end), leaf) for leaf in _leaves(calls))
     return [at + len(leaf) for at, leaf in found if at >= 0]
+
+
+def _by_block(text: str, conversation: _Conversation, number: int) -> Answer | None:
+    """The template's own ``{% generation %}`` block, where each answer has one."""
+    said = [n for n, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+    blocks = conversation.template.generation_blocks(conversation.messages, conversation.tools)
+    if len(blocks) != len(said):
+        return None
+    start, end = blocks[said.index(number)]
+    return Answer(start, len(text[:end].rstrip()), start)
 
 
 def _search(text: str, answer: str, position: int) -> Answer | None:

@@ -233,3 +233,31 @@ def test_untrained_chat_tokens_are_named():
     assert untrained_tokens(tokenizer, rows) == ["<|im_end|>"]
     rows[end] = rows[start]
     assert untrained_tokens(tokenizer, rows) == ["<|im_start|>", "<|im_end|>"]
+
+
+@dataclasses.dataclass
+class Notes:
+    """What a run would record."""
+
+    codes: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, code: str, message: str, remedy: str) -> None:
+        self.codes.append(code)
+
+
+def test_a_run_notes_chat_tokens_that_its_base_never_trained():
+    from types import SimpleNamespace
+
+    from qlora_core.training.vocabulary import check_tokens
+
+    tokenizer = toy_tokenizer(chat_template=CHATML, eos_token="</s>")
+    embeddings = torch.nn.Embedding(len(tokenizer), 16)
+    detection = SimpleNamespace(architecture=FAMILY)
+    inputs = SimpleNamespace(tokenizer=tokenizer, detection=detection)
+    loaded = SimpleNamespace(model=SimpleNamespace(get_input_embeddings=lambda: embeddings))
+    run = Notes()
+    check_tokens(run, inputs, loaded)
+    assert run.codes == []
+    embeddings.weight.data[tokenizer.convert_tokens_to_ids("<|im_end|>")] = 0.0
+    check_tokens(run, inputs, loaded)
+    assert run.codes == ["untrained-tokens"]

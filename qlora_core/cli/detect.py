@@ -113,12 +113,14 @@ def _coverage_rows(detection: Detection) -> list[tuple[str, str]]:
     coverage, trainable = detection.coverage, detection.trainable_parameters
     if coverage is None or trainable is None:
         return []
+    from qlora_core.models.quantization import binary_size
+
     weights, layers = coverage["weights"], coverage["layers"]
     reach = f"{weights:.1%} of the decoder's weights, {layers:.0%} of its layers"
     count, rank = trainable["count"], trainable["rank"]
     return [
         ("adapters reach", reach),
-        ("stays unquantized", f"{coverage['unquantized_bytes'] / 2**30:.2f} GiB"),
+        ("stays unquantized", binary_size(coverage["unquantized_bytes"])),
         ("trainable", f"{count:,} parameters at rank {rank} ({trainable['fraction']:.2%})"),
     ]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qlora_core.training.batches import Collate, Sample
-from qlora_core.training.losses import learned_tokens, summed_loss
+from qlora_core.training.losses import Loss, learned_tokens, summed_loss
 from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 
@@ -31,6 +31,7 @@ def evaluate(
     batch_size: int,
     precision: Precision,
     processes: Processes,
+    loss: Loss = summed_loss,
 ) -> Evaluation:
     """Weight every learned token alike; the model comes back in the mode it was in."""
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]["input_ids"]))
@@ -44,7 +45,7 @@ def evaluate(
                 batch = collate([samples[i] for i in cut])
                 batch = {name: value.to(precision.device) for name, value in batch.items()}
                 if learned := learned_tokens(batch):
-                    total += float(summed_loss(model, batch))
+                    total += float(loss(model, batch))
                     count += learned
     finally:
         model.train(was_training)

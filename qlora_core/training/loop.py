@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from qlora_core.errors import CheckFailed, TrainingStopped
 from qlora_core.models.memory import peak_memory_bytes
 from qlora_core.training.batches import Group, seed_of
-from qlora_core.training.losses import learned_tokens, summed_loss
+from qlora_core.training.losses import Loss, learned_tokens, summed_loss
 from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 
@@ -164,17 +164,23 @@ class Loop:
             )
 
 
-def accumulate(model: nn.Module, group: Group, learned: float, precision: Precision) -> float:
-    """Micro-batch by micro-batch through the model's own forward: ``Gradients`` in plain PEFT."""
+def accumulate(
+    model: nn.Module,
+    group: Group,
+    learned: float,
+    precision: Precision,
+    loss: Loss = summed_loss,
+) -> float:
+    """Micro-batch by micro-batch through ``loss``, else the model's own forward: ``Gradients``."""
     total = 0.0
     for batch in group.batches:
         placed = {name: value.to(precision.device) for name, value in batch.items()}
         if not learned_tokens(placed):
             continue
         with precision.autocast():
-            loss = summed_loss(model, placed) / learned
-        precision.scale(loss).backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+            share = loss(model, placed) / learned
+        precision.scale(share).backward()  # type: ignore[no-untyped-call]
+        total += float(share.detach())
     return total
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
 
+from qlora_core.kernels.head_probe import LabelHead
+
 IGNORED = -100
 """The label of a position that is not learned (``torch.nn.functional.cross_entropy``)."""
 Batch = Mapping[str, Tensor]
 """``input_ids``, ``attention_mask`` and ``labels``, each (batch, length)."""
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""``(model, batch)`` -> what ``summed_loss`` returns, by whichever road."""
 
 
 def learned_tokens(batch: Batch) -> int:
@@ -42,6 +47,18 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
         kept = learned[:, columns]
         rows, answers = logits[kept], targets[:, columns][kept]
     return nn.functional.cross_entropy(rows.float(), answers, reduction="sum")
+
+
+def label_only_loss(parts: LabelHead) -> Loss:
+    """``summed_loss`` through the parts of a model: logits of learned tokens alone, in tiles."""
+
+    def loss(_: nn.Module, batch: Batch) -> Tensor:
+        hidden = parts.hidden_states(batch["input_ids"], batch["attention_mask"])
+        targets = batch["labels"][:, 1:]
+        learned = targets != IGNORED
+        return parts.head.summed_cross_entropy(hidden[:, :-1][learned], targets[learned])
+
+    return loss
 
 
 def _forward_of(model: nn.Module) -> Any:

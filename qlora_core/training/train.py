@@ -26,6 +26,7 @@ from qlora_core.training.schema import TrainSettings
 from qlora_core.training.session import Session
 from qlora_core.training.setup import Inputs
 from qlora_core.training.signals import TrainingInterrupted
+from qlora_core.training.vocabulary import check_tokens
 
 log = logging.getLogger("qlora-core")
 
@@ -118,6 +119,7 @@ def _run(
     """Load, train and save; from the first record on, every outcome is recorded."""
     with _memory_explained(inputs.plan):
         loaded = setup.load_base(inputs)
+        check_tokens(run, inputs, loaded)
         _require_same_run(run, inputs, loaded, processes)
         session = _session(run, inputs, loaded, processes, progress)
         samples = samples_for(inputs)

@@ -1,0 +1,105 @@
+"""Cross-entropy straight from hidden states: no logits but those of learned tokens, in tiles.
+
+A causal language model ends in a linear head, after which some families scale the logits
+(``s * z``) or cap them softly (``c * tanh(s * z / c)``, Gemma 2, arXiv:2408.00118). While the
+head is frozen, the gradient with respect to its input is known as soon as a tile of logits is:
+it is computed in the forward pass, and the tile is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TILE_BYTES = 64 * 2**20
+"""Working memory of one tile. 32 to 64 MiB are fastest; 8 cost 1.4 times as much on a CPU."""
+
+
+class Head:
+    """A frozen linear head: ``weight`` (vocabulary, width), ``bias`` (vocabulary,) or None.
+
+    ``scale`` and ``cap`` are what the model does to the logits after it.
+    """
+
+    def __init__(self, module: nn.Linear, scale: float = 1.0, cap: float | None = None) -> None:
+        self.module = module
+        self.scale = scale
+        self.cap = cap
+
+    def summed_cross_entropy(self, hidden: Tensor, answers: Tensor) -> Tensor:
+        """Sum over rows of -log softmax(logits)[answer]: a float32 scalar with its graph.
+
+        ``hidden`` is (rows, width), ``answers`` (rows,) holds token ids. Products are computed
+        in the dtype that autocast asks for, else in the head's own; the softmax in float32.
+        The gradient goes to ``hidden`` alone, and once only (no second derivatives).
+        """
+        dtype = _compute_dtype(self.module.weight)
+        loss: Tensor = _SummedCrossEntropy.apply(hidden, answers, self, dtype)  # type: ignore[no-untyped-call]
+        return loss
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(rows, vocabulary) in float32, from products in the dtype of ``hidden``."""
+        bias = self.module.bias
+        given = None if bias is None else bias.to(hidden.dtype)
+        made = nn.functional.linear(hidden, self.module.weight.to(hidden.dtype), given).float()
+        if self.scale != 1:
+            made.mul_(self.scale)
+        if self.cap is not None:
+            made.div_(self.cap).tanh_().mul_(self.cap)
+        return made
+
+    def gradient(self, logits: Tensor, answers: Tensor, normalizer: Tensor) -> Tensor:
+        """Of the summed loss with respect to the products; overwrites ``logits``.
+
+        ``normalizer`` (rows, 1) is the log of the sum of the exponentials of each row.
+        """
+        slope = None if self.cap is None else 1 - (logits / self.cap).square_()
+        errors = logits.sub_(normalizer).exp_()
+        errors.scatter_add_(1, answers[:, None], errors.new_full((len(answers), 1), -1.0))
+        if slope is not None:
+            errors.mul_(slope)
+        return errors if self.scale == 1 else errors.mul_(self.scale)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Loss and gradient tile by tile; nothing of a tile outlives it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, answers: Tensor, head: Head, dtype: torch.dtype
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        kept = torch.empty_like(hidden) if wanted else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight = head.module.weight.to(dtype)
+            for rows in tiles(len(hidden), len(weight)):
+                logits = head.logits(hidden[rows].to(dtype))
+                normalizer = logits.logsumexp(1, keepdim=True)
+                total += (normalizer - logits.gather(1, answers[rows][:, None])).sum()
+                if kept is not None:
+                    errors = head.gradient(logits, answers[rows], normalizer)
+                    kept[rows] = errors.to(dtype) @ weight
+        ctx.save_for_backward(kept)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        (kept,) = ctx.saved_tensors
+        return kept * upstream.to(kept.dtype), None, None, None
+
+
+def tiles(rows: int, vocabulary: int, size: int = TILE_BYTES) -> Iterator[slice]:
+    """Slices of ``rows`` whose logits in float32 and in 16 bits take some ``size`` bytes."""
+    height = max(16, size // (6 * vocabulary))
+    return (slice(start, start + height) for start in range(0, rows, height))
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -14,6 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qlora_core.kernels.head import Head, tiles
 from qlora_core.kernels.head_probe import LabelHead, Unfit, find_head
 from qlora_core.training.losses import label_only_loss, summed_loss
+from qlora_core.training.precision import Precision
+from qlora_core.training.roads import choose_loss
+from qlora_core.training.runs import Run, new_record
 
 SHAPE = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -247,3 +251,15 @@ def test_looking_for_the_head_leaves_the_model_as_it_was() -> None:
     assert before == [module.training for module in model.modules()]
     assert torch.equal(state, torch.get_rng_state())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_run_says_why_it_does_not_take_the_fast_head(tmp_path: Path) -> None:
+    model = build("llama")
+    run = Run(tmp_path, new_record())
+    assert choose_loss(run, model, Precision(torch.device("cpu")), plain=False) is not summed_loss
+    assert not run.record["notices"]
+    model.get_output_embeddings().weight.requires_grad_(True)
+    assert choose_loss(run, model, Precision(torch.device("cpu")), plain=False) is summed_loss
+    (notice,) = run.record["notices"]
+    assert notice["code"] == "plain-head"
+    assert "its output head is trained" in notice["message"]

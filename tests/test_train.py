@@ -304,16 +304,26 @@ def test_a_folder_of_another_run_is_refused(settings: TrainSettings) -> None:
     assert (first.directory / "run.json").read_bytes() == before
 
 
+def test_the_plain_road_trains_the_same_and_is_recorded(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    fast = trained(settings)
+    plain = trained(settings, plain=True, output=str(tmp_path / "plain"))
+    assert fast.record["fast_path"]["head"] == "label-only"
+    assert plain.record["fast_path"]["head"] == "plain"
+    assert fast.record["loss"]["last"] == pytest.approx(plain.record["loss"]["last"], rel=1e-2)
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     plain = loop_module.accumulate
 
-    def gradients(model: Any, group: Any, learned: float, precision: Any) -> float:
-        loss = plain(model, group, learned, precision)
+    def gradients(model: Any, group: Any, learned: float, precision: Any, loss: Any) -> float:
+        total = plain(model, group, learned, precision, loss)
         if group.step in bad:
             next(p for p in model.parameters() if p.grad is not None).grad.fill_(math.nan)
-        return loss
+        return total
 
-    monkeypatch.setattr(loop_module, "accumulate", gradients)
+    monkeypatch.setattr("qlora_core.training.train.accumulate", gradients)
 
 
 def test_a_skipped_step_names_its_samples(
@@ -342,13 +352,13 @@ def test_numbers_that_stay_infinite_stop_the_run_without_a_result(
 def test_a_model_that_does_not_learn_fails_and_says_so(
     settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nothing(model: Any, group: Any, learned: float, precision: Any) -> float:
+    def nothing(model: Any, group: Any, learned: float, precision: Any, loss: Any) -> float:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         return 1.0
 
-    monkeypatch.setattr(loop_module, "accumulate", nothing)
+    monkeypatch.setattr("qlora_core.training.train.accumulate", nothing)
     with pytest.raises(CheckFailed, match="got no usable gradient"):
         trained(settings)
     assert json.loads((Path(settings.output) / "run.json").read_text())["status"] == "failed"
@@ -357,10 +367,10 @@ def test_a_model_that_does_not_learn_fails_and_says_so(
 def test_running_out_of_memory_is_explained(
     settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: Any) -> float:
+    def full(*arguments: Any, loss: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(loop_module, "accumulate", full)
+    monkeypatch.setattr("qlora_core.training.train.accumulate", full)
     with pytest.raises(TrainingStopped, match=r"(?s)Tried to allocate.*head and loss"):
         trained(settings)
 

@@ -114,6 +114,9 @@ class TrainSettings:
         "auto", 4, "recompute activations in the backward pass; auto: where memory asks for it",
         choices=("auto", "on", "off"),
     )  # fmt: skip
+    plain: bool = _setting(
+        False, 4, "compute by PEFT and transformers alone, without the fast path"
+    )
 
     eval_split: float = _setting(
         0.0, 5, "share of the rows to hold out for evaluation", least=0.0, below=1.0

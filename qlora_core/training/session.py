@@ -16,6 +16,7 @@ from qlora_core.training import checkpoints
 from qlora_core.training.batches import Batches
 from qlora_core.training.evaluate import Evaluation, evaluate
 from qlora_core.training.loop import Loop, Step
+from qlora_core.training.losses import Loss, summed_loss
 from qlora_core.training.progress import Progress
 from qlora_core.training.runs import Run
 from qlora_core.training.setup import Inputs
@@ -60,6 +61,7 @@ class Session:
     batches: Batches
     total: int
     progress: Progress
+    loss: Loss = summed_loss
     position: Position = field(default_factory=Position)
     saved_step: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -149,6 +151,7 @@ class Session:
             batch_size=self.inputs.settings.batch_size,
             precision=self.loop.precision,
             processes=self.loop.processes,
+            loss=self.loss,
         )
         self._publish(
             {"step": self.position.step, "eval_loss": found.loss, "eval_tokens": found.tokens}

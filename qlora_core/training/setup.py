@@ -27,7 +27,7 @@ from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.manager import Registry
 from qlora_core.training.batches import Batches, seed_of
-from qlora_core.training.loop import Loop
+from qlora_core.training.loop import Gradients, Loop, accumulate
 from qlora_core.training.optimizers import (
     build_optimizer,
     build_schedule,
@@ -167,7 +167,13 @@ def attach_adapters(inputs: Inputs, loaded: LoadedModel) -> PeftModel:
 
 
 def build_loop(
-    inputs: Inputs, model: PeftModel, processes: Processes, *, rate: float, total: int
+    inputs: Inputs,
+    model: PeftModel,
+    processes: Processes,
+    *,
+    rate: float,
+    total: int,
+    gradients: Gradients = accumulate,
 ) -> Loop:
     """Optimizer, schedule and loop over the model's adapters."""
     settings = inputs.settings
@@ -184,6 +190,7 @@ def build_loop(
         processes=processes,
         max_gradient_norm=settings.max_gradient_norm,
         seed=settings.seed,
+        gradients=gradients,
         check=check_gradients,
     )
 

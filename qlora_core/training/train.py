@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from qlora_core.models.memory import MemoryPlan, explain_out_of_memory, is_out_o
 from qlora_core.registry.manager import Registry
 from qlora_core.training import checkpoints, files, setup
 from qlora_core.training.identity import identity, plain, require_same, settings_differ, versions
+from qlora_core.training.loop import accumulate
 from qlora_core.training.optimizers import optimizer_name
+from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 from qlora_core.training.progress import Progress, Silent, default_progress
 from qlora_core.training.result import samples_for, save_result
+from qlora_core.training.roads import choose_loss
 from qlora_core.training.runs import Run, claimed, new_record
 from qlora_core.training.samples import Samples
 from qlora_core.training.schema import TrainSettings
@@ -153,7 +157,10 @@ def _session(
     batches = inputs.batches(processes)
     total = setup.total_steps(settings, batches)
     rate = setup.learning_rate(settings, loaded.quantization.total.weights)
-    loop = setup.build_loop(inputs, model, processes, rate=rate, total=total)
+    precision = Precision(inputs.device, inputs.compute_dtype)
+    loss = choose_loss(run, model, precision, plain=settings.plain)
+    gradients = partial(accumulate, loss=loss)
+    loop = setup.build_loop(inputs, model, processes, rate=rate, total=total, gradients=gradients)
     run.record |= plain({
         "versions": versions(),
         "hardware": setup.hardware(inputs) | {"processes": processes.count},
@@ -172,7 +179,7 @@ def _session(
     })  # fmt: skip
     return Session(
         run=run, inputs=inputs, model=model, loop=loop, batches=batches, total=total,
-        progress=progress,
+        progress=progress, loss=loss,
     )  # fmt: skip
 
 

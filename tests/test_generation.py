@@ -70,6 +70,7 @@ def loaded(base: Path) -> tuple[Any, Any]:
 def run_folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose adapter says three after red."""
     folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)  # of the adapters' start: at this rate not every one gets there
     model = attach(load(base, device="cpu")[0], rank=8)
     ids = make_tokenizer()(["<s> red three </s>"], return_tensors="pt")["input_ids"]
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-2)

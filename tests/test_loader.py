@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
@@ -311,3 +312,13 @@ def test_left_out_layers_stop_the_load(llama: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(quantizer, "replace_with_bnb_linear", forgetful)
     with pytest.raises(CheckFailed, match=r"2 linear layers.*down_proj"):
         load_model(llama, device="cpu")
+
+
+def test_loading_leaves_no_progress_bar_in_a_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny.save("llama", tmp_path)
+    capfd.readouterr()
+    load_model(tmp_path, device="cpu")
+    assert capfd.readouterr().err == ""
+    assert transformers.utils.logging.is_progress_bar_enabled()

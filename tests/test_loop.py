@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from qlora_core.errors import CheckFailed, TrainingStopped
 from qlora_core.models.adapters import check_gradients
+from qlora_core.models.skeleton import build_skeleton, completed
 from qlora_core.registry.detect import installed
 from qlora_core.training.batches import Batches, Group
 from qlora_core.training.evaluate import evaluate
@@ -124,7 +125,7 @@ def test_no_learned_position_is_lost_where_the_head_runs_on_some_only() -> None:
 def test_the_loss_is_each_familys_own(family: str) -> None:
     example = dict(installed().architectures[family].example)
     torch.manual_seed(0)
-    config = AutoConfig.for_model(example.pop("model_type"), **example)
+    config = completed(AutoConfig.for_model(example.pop("model_type"), **example))
     if type(config) not in AutoModelForCausalLM._model_mapping:
         pytest.skip("not a causal language model class")
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -141,6 +142,14 @@ def test_the_loss_is_each_familys_own(family: str) -> None:
             batch["labels"][:, 1:].reshape(-1), reduction="sum",
         )  # fmt: skip
         torch.testing.assert_close(summed_loss(model, batch), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_a_model_that_also_sees_images_is_told_that_all_is_text() -> None:
+    torch.manual_seed(0)
+    model = build_skeleton(installed().architectures["gemma3"].example, device="cpu").train()
+    loss = summed_loss(model, collate(rows(3)))  # transformers 5.0 refuses to train without
+    loss.backward()
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

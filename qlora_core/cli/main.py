@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from qlora_core import ENGINE_PACKAGES, __version__
@@ -35,8 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Never shows a traceback for bad input."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # It suggests a package that fetches kernels from the network; we never use that path.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    _no_noise()
     _no_spinning()
     namespace = parser().parse_args(arguments)
     try:
@@ -58,6 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _refuse(error: QloraError) -> int:
     print(f"qlora-core: error: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def _no_noise() -> None:
+    """Hide what bitsandbytes says to its own developers: no user can act on it."""
+    # It suggests a package that fetches kernels from the network; we never use that path.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="bitsandbytes")
 
 
 def _no_spinning() -> None:

@@ -14,6 +14,7 @@ from qlora_core.data.codec import codec_of, source_of
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
 from qlora_core.facts.tokenizer import TokenizerPolicy
+from qlora_core.models.skeleton import register_classes
 from qlora_core.registry.detect import installed
 from qlora_core.registry.files import ModelFolder
 from qlora_core.registry.manager import Registry
@@ -62,6 +63,7 @@ def load_tokenizer(
             "prefer a checkpoint of this model that transformers reads natively (often named "
             "...-hf); or read the code and allow it with --trust-remote-code",
         )
+    register_classes(architecture)  # transformers reads the config to choose a class
     tokenizer = _read(path, folder, revision, offline, trust_remote_code)
     apply_policy(tokenizer, architecture)
     (registry or installed()).prepare("qlora_prepare_tokenizer", tokenizer, architecture)

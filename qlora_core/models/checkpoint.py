@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging as transformers_logging
 
 from qlora_core.errors import BadInput
 from qlora_core.registry import hub
@@ -176,6 +180,26 @@ def tensor_names(file: Path) -> list[str]:
             "download it again",
         )
     return list(entries)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bar in a log file, and no table of tensors: we report those ourselves."""
+    table = logging.getLogger("transformers.modeling_utils")
+    hidden_bar = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+
+    def shown(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    table.addFilter(shown)
+    if hidden_bar:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        table.removeFilter(shown)
+        if hidden_bar:
+            transformers_logging.enable_progress_bar()
 
 
 def require_all_weights(information: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -13,16 +13,15 @@ from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import ROLES, Architecture
 from qlora_core.models.names import hits
 from qlora_core.models.parts import ExpertStack, LinearLayer, Structure
-from qlora_core.models.quantization import MISSED, count_quantized
+from qlora_core.models.quantization import MISSED, STACKS, count_quantized
 from qlora_core.models.roles import ADAPTABLE, NEVER
-from qlora_core.models.skeleton import build_skeleton
+from qlora_core.models.skeleton import build_skeleton, register_classes
 from qlora_core.models.structure import analyse
 from qlora_core.registry.detection import Detection, Notice
 from qlora_core.registry.targets import ResolvedTargets
 
 BYTES_UNQUANTIZED = 2
 """Per weight that stays as the checkpoint has it: bfloat16 or float16."""
-_STACKS = "expert stacks"  # the loader's word for them in its report
 _FEW_LAYERS = 0.5
 
 
@@ -60,8 +59,7 @@ def with_structure(detection: Detection, *, rank: int = 16) -> Detection:
 
 def skeleton_of(detection: Detection) -> nn.Module:
     """The skeleton of a detected model, its family's own classes registered first."""
-    if detection.architecture.register_classes is not None:
-        detection.architecture.register_classes()
+    register_classes(detection.architecture)
     return build_skeleton(detection.config)
 
 
@@ -88,7 +86,7 @@ def adapted_stacks(structure: Structure, targets: ResolvedTargets) -> list[Exper
 
 def unquantized_bytes(skeleton: nn.Module, architecture: Architecture) -> int:
     """Bytes of the weights that the loader leaves in 16 bits: embeddings, head, norms, ..."""
-    packed = {MISSED, _STACKS} if architecture.targets.experts else {MISSED}
+    packed = {MISSED, STACKS} if architecture.targets.experts else {MISSED}
     shares = count_quantized(skeleton, architecture).unquantized
     kept = sum(share.weights for reason, share in shares.items() if reason not in packed)
     return BYTES_UNQUANTIZED * kept

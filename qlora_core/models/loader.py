@@ -18,6 +18,7 @@ from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
 from qlora_core.models.checkpoint import (
     fetch,
+    quiet_loading,
     refuse_other_quantization,
     require_all_weights,
     require_whole_weights,
@@ -25,7 +26,7 @@ from qlora_core.models.checkpoint import (
 from qlora_core.models.devices import choose_compute_dtype, choose_device
 from qlora_core.models.quantization import QuantizationReport, count_quantized, family_skips
 from qlora_core.models.quantizer import QloraConfig, prepare_for_training
-from qlora_core.models.skeleton import completed
+from qlora_core.models.skeleton import completed, register_classes
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.manager import Registry
@@ -130,6 +131,7 @@ def load_model(
     _check_choices(quantize, attn_implementation)
     registry = installed() if registry is None else registry
     detection = _detect(path, architecture, registry, revision=revision, offline=offline)
+    register_classes(detection.architecture)
     pre_quantized = refuse_other_quantization(detection.config, detection.model)
     target = choose_device(device)
     dtype = choose_compute_dtype(target) if compute_dtype is None else compute_dtype
@@ -255,7 +257,7 @@ def _clear_loading_errors(name: str) -> Iterator[None]:
 
 def _read_weights(folder: Path, name: str, *, config: Any, **settings: Any) -> Any:
     """The model and what transformers says of the tensors that it found, missed or left over."""
-    with _clear_loading_errors(name):
+    with _clear_loading_errors(name), quiet_loading():
         return _auto_class(config).from_pretrained(
             folder,
             config=config,

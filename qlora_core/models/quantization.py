@@ -227,6 +227,7 @@ def quant_state(module: nn.Module, name: str) -> Any:
 
 
 MISSED = "linear layers left out"
+STACKS = "expert stacks"
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
@@ -268,7 +269,7 @@ class _Reasons:
         if isinstance(module, nn.Linear):
             return f"not convertible ({type(module).__name__})"
         if is_within(f"{path}.{name}", (*self.experts, "experts")):
-            return "expert stacks"
+            return STACKS
         return "other parameters"
 
 

@@ -15,10 +15,17 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qlora_core.errors import BadInput
+from qlora_core.facts.architecture import Architecture
 
 _TEXT = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
 _IMAGE = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 _NOT_FOR_SHAPE = ("model_type", "quantization_config", "auto_map", "dtype", "torch_dtype")
+
+
+def register_classes(architecture: Architecture) -> None:
+    """Make the classes that a family brings itself known to transformers; again does no harm."""
+    if architecture.register_classes is not None:
+        architecture.register_classes()
 
 
 def build_skeleton(

@@ -42,7 +42,10 @@ def clear_errors(
         raise BadInput(
             f"{hub_id!r} is neither a folder nor a possible Hub id", f"use OWNER/NAME, {LOCAL}"
         ) from None
-    except (errors.HfHubHTTPError, ConnectionError) as error:
+    except (errors.HfHubHTTPError, ConnectionError, RuntimeError) as error:
+        # RuntimeError: how huggingface_hub 1.3 ends its retries, its client closed meanwhile
+        if isinstance(error, RuntimeError) and "client has been closed" not in str(error):
+            raise
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
             f"{hub_id}: the Hub cannot be used: {line}", f"try again later, {LOCAL}"

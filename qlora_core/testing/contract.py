@@ -17,11 +17,12 @@ from qlora_core.models.adapters import attach, check_gradients
 from qlora_core.models.loader import load_model
 from qlora_core.models.names import hits
 from qlora_core.models.parts import Structure, below
-from qlora_core.models.skeleton import build_skeleton
+from qlora_core.models.skeleton import build_skeleton, register_classes
 from qlora_core.models.structure import analyse
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Fit
 from qlora_core.registry.manager import PluginRecord
+from qlora_core.training.losses import summed_loss
 
 OURS = "qlora-core"
 CONVERSATION = (
@@ -198,8 +199,8 @@ class ArchitectureContract:
         model: Any = attach(loaded.model, architecture=case.family, rank=4)
         words = torch.randint(0, _vocabulary(loaded.model), (2, 16))
         model.train()
-        logits = model(input_ids=words, **_modes(model, words)).logits[:, :-1].float()
-        loss: Any = torch.nn.functional.cross_entropy(logits.flatten(0, 1), words[:, 1:].flatten())
+        batch = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": words}
+        loss: Any = summed_loss(model, batch)
         loss.backward()
         assert torch.isfinite(loss), "the example's loss is not finite"
         check_gradients(model)
@@ -216,8 +217,7 @@ def _cases(plugin: str) -> Iterator[Case]:
     for record in _records(plugin):
         for name in record.provides:
             family = installed().architectures[name]
-            if family.register_classes is not None:
-                family.register_classes()
+            register_classes(family)
             own = str(family.example.get("model_type"))
             known = [kind for kind in family.model_types if kind in CONFIG_MAPPING]
             yield from (Case(family, kind) for kind in dict.fromkeys((own, *known)))
@@ -253,9 +253,3 @@ def _served(template: str, messages: Any, special: Mapping[str, str]) -> str:
 
 def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
-
-
-def _modes(model: Any, words: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Models that also see images want to be told, in training, that all of this is text."""
-    nested = getattr(model.config, "vision_config", None) is not None
-    return {"token_type_ids": torch.zeros_like(words)} if nested else {}

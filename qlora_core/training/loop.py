@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from qlora_core.errors import CheckFailed, TrainingStopped
-from qlora_core.models.memory import peak_memory_bytes
+from qlora_core.models.memory import peak_memory_bytes, reset_peak_memory
 from qlora_core.training.batches import Group, seed_of
 from qlora_core.training.losses import Loss, learned_tokens, summed_loss
 from qlora_core.training.precision import Precision
@@ -89,6 +90,7 @@ class Loop:
         adapter gets no gradient at the first step or has not moved after the second.
         """
         moved = MoveCheck(self.model)
+        reset_peak_memory(self.precision.device)  # what loading took is not training's
         self.model.train()
         for number, group in enumerate(groups):
             step = self._step(group, first=number == 0)
@@ -117,7 +119,9 @@ class Loop:
                 self.check(self.model)
             self._apply(norm)
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
+        with warnings.catch_warnings():  # a skipped step is no step of the optimizer
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.schedule.step()
         return Step(
             step=group.step, loss=loss, learning_rate=float(rate), gradient_norm=norm,
             tokens=int(tokens), learned_tokens=int(learned),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qlora_core.kernels.head_probe import LabelHead
@@ -37,7 +38,7 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     learned = targets != IGNORED
     length = batch["input_ids"].shape[1]
     columns = learned.any(dim=0).nonzero().flatten()
-    extra = _extra_arguments(_forward_of(model), columns)
+    extra = _extra_arguments(model, batch["input_ids"], columns)
     logits = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **extra
     ).logits
@@ -61,16 +62,19 @@ def label_only_loss(parts: LabelHead) -> Loss:
     return loss
 
 
-def _forward_of(model: nn.Module) -> Any:
-    """The forward of the transformers model under PEFT's wrapper."""
-    base = getattr(model, "get_base_model", None)
-    return type(base() if base is not None else model).forward
+def _extra_arguments(model: nn.Module, ids: Tensor, columns: Tensor) -> dict[str, Any]:
+    """What this model's forward takes of: no cache, logits of these positions, all is text.
 
-
-def _extra_arguments(forward: Any, columns: Tensor) -> dict[str, Any]:
-    """What this forward understands of: no cache, and logits of these positions only."""
-    wanted = {"use_cache": False, "logits_to_keep": columns}
-    return {name: value for name, value in wanted.items() if name in _parameters(forward)}
+    Models that also see images must be told in training that no token stands for one; in
+    text models token types are something else.
+    """
+    wrapped = getattr(model, "get_base_model", None)  # under PEFT's wrapper
+    base = model if wrapped is None else wrapped()
+    wanted: dict[str, Any] = {"use_cache": False, "logits_to_keep": columns}
+    if getattr(getattr(base, "config", None), "vision_config", None) is not None:
+        wanted["token_type_ids"] = torch.zeros_like(ids)
+    known = _parameters(type(base).forward)
+    return {name: value for name, value in wanted.items() if name in known}
 
 
 @lru_cache(maxsize=64)

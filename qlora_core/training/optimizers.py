@@ -35,7 +35,8 @@ def optimizer_name(settings: TrainSettings, device: torch.device) -> str:
     """The optimizer that ``settings`` asks for on ``device``.
 
     ``auto`` is the paged AdamW of the QLoRA paper (section 3) where there is paging: on CUDA.
-    Raises BadInput for a paged optimizer on another device.
+    Raises BadInput for a paged optimizer on another device, and for an 8-bit one that the
+    installed bitsandbytes does not have there.
     """
     name = settings.optimizer
     if name == "auto":
@@ -45,7 +46,22 @@ def optimizer_name(settings: TrainSettings, device: torch.device) -> str:
             f"optimizer = {name!r} needs a CUDA device, and the run is on {device.type}",
             "use adamw or adamw_8bit",
         )
+    if name == "adamw_8bit" and not runs_8bit(device):
+        raise BadInput(
+            f"the installed bitsandbytes has no 8-bit optimizer for {device.type}",
+            "use adamw, or a newer bitsandbytes",
+        )
     return name
+
+
+def runs_8bit(device: torch.device) -> bool:
+    """Whether bitsandbytes can run its 8-bit optimizers there; on a CPU since version 0.50."""
+    import bitsandbytes  # noqa: F401  (registers its kernels)
+
+    if device.type == "cuda":
+        return True  # registered at the first use
+    operator, key = "bitsandbytes::optimizer_update_8bit_blockwise", device.type.upper()
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operator, key))
 
 
 def build_optimizer(

@@ -90,6 +90,7 @@ def _show(found: DryRun, *, as_json: bool) -> None:
     lines = [
         f"{detection.architecture.name}: {detection.reason}",
         *(f"warning [{n.code}] {n.message}\n  -> {n.remedy}" for n in detection.warnings),
+        *_prompt_lines(found.prompt),
         *inputs.data.report.summary(),
         f"{found.steps:,} optimizer steps; gradient checkpointing "
         + ("on" if inputs.gradient_checkpointing else "off"),
@@ -99,3 +100,19 @@ def _show(found: DryRun, *, as_json: bool) -> None:
         terminal_preview(inputs.data.train, inputs.tokenizer, count=PREVIEWED, colour=colour)
     )
     print(f"\nmemory of one step\n{found.memory.table()}")
+
+
+def _prompt_lines(prompt: dict[str, Any]) -> list[str]:
+    """How conversations are written, and where serving would write them otherwise."""
+    end = f"a turn ends with {prompt['turn_end']!r}"
+    if prompt["appended"]:
+        end = f"the template ends no turn, so {prompt['appended']!r} is appended"
+    lines = [f"prompt format {prompt['format']}: system text as {prompt['system']}; {end}"]
+    if prompt["prompt_differs"] and prompt["generation_prompt"]:
+        lines += [
+            f"warning [generation-prompt] when generating, the template writes "
+            f"{prompt['generation_prompt']!r} before an answer, in training "
+            f"{prompt['trained_prompt']!r}",
+            "  -> put the difference into the rows' answers, or serve with another template",
+        ]
+    return lines

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qlora_core.data.formats import template_report
 from qlora_core.errors import TrainingStopped
 from qlora_core.models.adapters import adapter_report
 from qlora_core.models.loader import LoadedModel
@@ -77,6 +78,11 @@ class DryRun:
     """Optimizer steps."""
 
     @property
+    def prompt(self) -> dict[str, Any]:
+        """How the chat template behaves: format, end of turn, what stands before an answer."""
+        return template_report(self.inputs.tokenizer, self.inputs.detection.architecture.tokenizer)
+
+    @property
     def memory(self) -> MemoryPlan:
         """The memory of one step, by term."""
         return self.inputs.plan
@@ -85,6 +91,7 @@ class DryRun:
         """Plain JSON values."""
         return {
             "detection": self.inputs.detection.to_dict(),
+            "prompt": self.prompt,
             "data": self.inputs.data.report.to_dict(),
             "memory": {
                 "planned": dict(self.memory.terms),

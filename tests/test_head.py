@@ -56,8 +56,9 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def adapted(model: Any) -> peft.PeftModel:
-    names = {path.rpartition(".")[2] for path, module in model.named_modules()
-             if type(module).__name__.endswith(("Linear", "Conv1D"))} - {"lm_head"}  # fmt: skip
+    kinds = ("Linear", "Conv1D")
+    linears = [path for path, m in model.named_modules() if type(m).__name__.endswith(kinds)]
+    names = {path.rpartition(".")[2] for path in linears} - {"lm_head", "out_proj"}
     torch.manual_seed(1)
     config = peft.LoraConfig(r=4, target_modules=sorted(names), init_lora_weights=False)
     model = peft.get_peft_model(model, config)

@@ -52,7 +52,7 @@ def find_head(model: Any, autocast: Callable[[], AbstractContextManager[object]]
     module = base.get_output_embeddings()
     _require_plain(module)
     decoder = _decoder(base)
-    with _evaluating(model), torch.no_grad(), autocast():
+    with evaluating(model), torch.no_grad(), autocast():
         try:
             return _proven(base, decoder, module)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -89,7 +89,7 @@ def _decoder(base: Any) -> nn.Module:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a moment: dropout would make two passes differ."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

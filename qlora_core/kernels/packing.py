@@ -1,0 +1,142 @@
+"""Samples one after the other in one row, without padding, none of which sees another.
+
+Positions start anew with each sample, and no attention mask is passed: from the positions
+transformers makes a mask that keeps the samples apart. Where the model computes attention by
+``scaled_dot_product_attention`` ours runs it sample by sample, which costs a CPU a quarter of
+one attention over the whole row. Some families cannot keep samples apart (alibi, recurrent
+layers); whether this one can is measured.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
+
+ATTENTION = "qlora_core_segments"
+LENGTHS = (11, 7)
+CLOSE = 0.05
+"""Of packed to padded hidden states in 16 bits; another position or a sample seen is far more."""
+
+
+def packed_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    """What a decoder takes for the real tokens of (samples, length), in one row.
+
+    Padding is on the right. Lengths go by the names that transformers gives to kernels that
+    take samples of several lengths; layers that do not know them ignore them.
+    """
+    real = attention_mask.bool()
+    lengths = real.sum(dim=1)
+    places = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    longest = int(lengths.max())
+    return {
+        "input_ids": input_ids[real][None],
+        "position_ids": places[real][None],
+        "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds,
+        "max_length_q": longest, "max_length_k": longest,
+    }  # fmt: skip
+
+
+def packed_states(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden states of the real tokens of (samples, length): (real tokens, width)."""
+    inputs = packed_inputs(input_ids, attention_mask)
+    states: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
+    return states[0]
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention by SDPA, sample by sample where the row holds several.
+
+    ``query`` is (1, heads, tokens, width), the result (1, tokens, heads, width). Each sample
+    keeps its own part of the mask (a sliding window), or none where it is plainly causal.
+    """
+    bounds = settings.get("cu_seq_lens_q")
+    if bounds is None or settings.get("position_bias") is not None:
+        whole: tuple[Tensor, None]
+        whole = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+        return whole
+    parts = []
+    for first, last in pairwise(bounds.tolist()):
+        own = slice(first, last)
+        mask = None if attention_mask is None else _own_part(attention_mask, first, last)
+        states = (tensor[:, :, own] for tensor in (query, key, value))
+        parts.append(sdpa_attention_forward(module, *states, mask, **settings)[0])
+    return torch.cat(parts, dim=1), None
+
+
+def _own_part(mask: Tensor, first: int, last: int) -> Tensor | None:
+    """None where the last token sees the first: a causal mask without a window then."""
+    if mask.dtype == torch.bool and bool(mask[..., last - 1, first].all()):
+        return None
+    return mask[..., first:last, first:last]
+
+
+def prepare(
+    base: Any, parts: LabelHead, autocast: Callable[[], AbstractContextManager[object]]
+) -> None:
+    """Let ``base`` compute packed samples, or leave it as it was and raise Unfit."""
+    AttentionInterface.register(ATTENTION, segment_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    before = getattr(base.config, "_attn_implementation", None)
+    if before == "sdpa":
+        base.set_attn_implementation(ATTENTION)
+    try:
+        with evaluating(base), torch.no_grad(), autocast():
+            _require_isolation(base, parts)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        _restore(base, before)
+        raise Unfit(f"its decoder takes no packed samples: {error}") from error
+    except Unfit:
+        _restore(base, before)
+        raise
+
+
+def _restore(base: Any, before: str | None) -> None:
+    if before == "sdpa":
+        base.set_attn_implementation(before)
+
+
+def _require_isolation(base: Any, parts: LabelHead) -> None:
+    """Raise Unfit where a sample changes with another, or with being packed."""
+    known = inspect.signature(parts.decoder.forward).parameters
+    takes_more = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    if "position_ids" not in known or not takes_more:
+        raise Unfit("its decoder takes no positions")
+    ids, mask = _two_samples(base)
+    others = ids.clone()
+    others[0] = ids[0].roll(1)
+    packed = packed_states(parts.decoder, ids, mask)
+    beside_others = packed_states(parts.decoder, others, mask)
+    second = slice(LENGTHS[0], None)
+    if not torch.equal(packed[second], beside_others[second]):
+        raise Unfit("its packed samples see each other")
+    padded = parts.hidden_states(ids, mask)[mask.bool()]
+    off = float((packed - padded).float().norm() / padded.float().norm())
+    if not off < CLOSE:
+        raise Unfit(f"its packed samples differ from padded ones by {off:.1%}")
+
+
+def _two_samples(base: Any) -> tuple[Tensor, Tensor]:
+    embeddings = base.get_input_embeddings().weight
+    drawn = torch.Generator().manual_seed(1)
+    ids = torch.randint(embeddings.shape[0], (2, max(LENGTHS)), generator=drawn)
+    mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
+    return ids.to(embeddings.device), mask.long().to(embeddings.device)

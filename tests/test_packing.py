@@ -1,0 +1,140 @@
+"""Packed samples: what each gives alone, or padding."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from test_head import FAMILIES, adapted, batch, build, gradients
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from qlora_core.kernels import packing
+from qlora_core.kernels.head_probe import Unfit, find_head
+from qlora_core.training.losses import summed_loss
+from qlora_core.training.precision import Precision
+from qlora_core.training.roads import choose_loss, packed_loss
+from qlora_core.training.runs import Run, new_record
+
+ISOLATING = [name for name in FAMILIES if name != "falcon"]
+
+
+def ready(model: peft.PeftModel) -> Any:
+    parts = find_head(model, nullcontext)
+    packing.prepare(model.get_base_model(), parts, nullcontext)
+    return packed_loss(parts)
+
+
+@pytest.mark.parametrize("name", ISOLATING)
+def test_packed_samples_give_the_loss_and_the_gradient_of_padded_ones(name: str) -> None:
+    model = build(name)
+    own = summed_loss(model, batch())
+    expected = gradients(model, own)
+    loss = ready(model)(model, batch())
+    torch.testing.assert_close(loss, own, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(gradients(model, loss), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ISOLATING)
+def test_every_sample_of_a_pack_is_as_it_is_alone(name: str) -> None:
+    model = build(name).eval()
+    parts = find_head(model, nullcontext)
+    packing.prepare(model.get_base_model(), parts, nullcontext)
+    rows = batch()
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    with torch.no_grad():
+        packed = packing.packed_states(parts.decoder, ids, mask)
+        alone = [
+            packing.packed_states(parts.decoder, ids[i : i + 1], mask[i : i + 1]) for i in range(3)
+        ]
+    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text"])
+def test_a_sliding_window_shorter_than_the_samples_is_kept(name: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **{**FAMILIES[name], "sliding_window": 4})
+    model = adapted(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    own = summed_loss(model, batch())
+    expected = gradients(model, own)
+    loss = ready(model)(model, batch())
+    torch.testing.assert_close(loss, own, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(gradients(model, loss), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_attention_runs_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    loss = ready(model)
+    lengths = []
+    plain = packing.sdpa_attention_forward
+
+    def watched(module, query, key, value, mask, **settings):
+        lengths.append(query.shape[2])
+        assert mask is None
+        return plain(module, query, key, value, mask, **settings)
+
+    monkeypatch.setattr(packing, "sdpa_attention_forward", watched)
+    loss(model, batch())
+    assert lengths == [17, 12, 5] * 2
+
+
+def test_recomputed_layers_keep_samples_apart() -> None:
+    model = build("llama")
+    loss = ready(model)
+    expected = gradients(model, loss(model, batch()))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.testing.assert_close(gradients(model, loss(model, batch())), expected)
+
+
+def test_a_prepared_model_still_computes_padded_batches_and_generates() -> None:
+    model = build("llama").eval()
+    rows = batch()
+    given = {"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]}
+    with torch.no_grad():
+        before = model(**given).logits
+        asked = {"max_new_tokens": 5, "do_sample": False}
+        said = model.generate(rows["input_ids"][:1], **asked)
+        ready(model)
+        torch.testing.assert_close(model(**given).logits, before)
+        assert torch.equal(model.generate(rows["input_ids"][:1], **asked), said)
+
+
+ALIBI = {"bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 307}}
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon", "mamba"])
+def test_a_model_that_cannot_keep_samples_apart_is_padded_and_says_so(
+    name: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    values = {"bloom": ALIBI["bloom"], "falcon": FAMILIES["falcon"], "mamba": {
+        "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 307, "state_size": 8,
+    }}[name]  # fmt: skip
+    config = AutoConfig.for_model(name, **values)
+    model = adapted(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    before = model.config._attn_implementation
+    run = Run(tmp_path, new_record())
+    loss = choose_loss(run, model, Precision(torch.device("cpu")), plain=False)
+    assert run.record["fast_path"]["batches"] == "padded"
+    assert [n["code"] for n in run.record["notices"]][-1] in ("padded-batches", "plain-head")
+    assert model.config._attn_implementation == before
+    torch.testing.assert_close(loss(model, batch()), summed_loss(model, batch()), rtol=1e-4, atol=0)
+
+
+def test_a_decoder_that_mixes_samples_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    parts = find_head(model, nullcontext)
+    plain = packing.packed_inputs
+
+    def counted_on(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        inputs = plain(ids, mask)
+        tokens = inputs["position_ids"].shape[1]
+        return {"input_ids": inputs["input_ids"], "position_ids": torch.arange(tokens)[None]}
+
+    monkeypatch.setattr(packing, "packed_inputs", counted_on)
+    with pytest.raises(Unfit, match="see each other"):
+        packing.prepare(model.get_base_model(), parts, nullcontext)
+    assert model.config._attn_implementation == "sdpa"

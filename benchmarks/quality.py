@@ -24,7 +24,7 @@ import torch
 from qlora_base.evaluate import chat_accuracy
 from qlora_base.questions import read_questions
 
-from qlora_core import TrainSettings, attach, collator
+from qlora_core import TrainSettings, attach, collator, detect
 from qlora_core.data.prepare import prepare_data
 from qlora_core.data.tokenizer import load_tokenizer
 from qlora_core.models.loader import load_model
@@ -108,8 +108,9 @@ def main() -> None:
         eval_data=str(qlora_base.HELD_OUT_ROWS), max_steps=arguments.steps, batch_size=16,
         gradient_accumulation=1, rank=16, max_length=128,
     )  # fmt: skip
-    tokenizer = load_tokenizer(settings.model, None)
-    data = prepare_data(settings, tokenizer)
+    family = detect(settings.model).architecture
+    tokenizer = load_tokenizer(settings.model, family)
+    data = prepare_data(settings, tokenizer, family)
     results: dict[str, Any] = {}
     for method, (_, _, rates) in METHODS.items():
         tuning = [judged(method, r, replace(settings, seed=1000), data, tokenizer) for r in rates]

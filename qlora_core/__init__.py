@@ -60,8 +60,8 @@ _HOMES = {
     "train": "training.train",
 }
 ENGINE_PACKAGES = {
-    "accelerate", "bitsandbytes", "datasets", "jinja2", "peft", "rich", "safetensors", "torch",
-    "transformers", "yaml",
+    "accelerate", "bitsandbytes", "datasets", "jinja2", "numpy", "peft", "psutil", "pyarrow",
+    "rich", "safetensors", "tokenizers", "torch", "transformers", "yaml",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  (grouped by who needs them)

@@ -84,6 +84,23 @@ def test_training_without_the_engine_says_how_to_install_it(bare: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("demo",), ("detect", "MODEL", "--build"), ("generate", "--model", "MODEL", "--prompt", "a")],
+    ids=lambda c: c[0],
+)
+def test_a_command_that_needs_the_engine_says_how_to_install_it(
+    bare: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    shutil.copytree(ROOT / "base_model", bare / "qlora_base", dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    arguments = [str(tmp_path) if part == "MODEL" else part for part in command]
+    asked = run(bare, *arguments)
+    assert asked.returncode == 2
+    assert asked.stderr.count('pip install "qlora-core[train]"') == 1
+    assert "Traceback" not in asked.stderr
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
     heavy = sorted(qlora_core.ENGINE_PACKAGES | {"huggingface_hub"})
     code = "import sys, qlora_core, qlora_core.cli.main; "

@@ -4,8 +4,8 @@ from qlora_core import Architecture, Layout, LoraTargets, PromptFormat, Tokenize
 
 falcon = Architecture(
     name="falcon",
-    # The last two name the same layers in checkpoints from before transformers knew them.
-    model_types=("falcon", "RefinedWebModel", "RefinedWeb"),
+    # The others name the same layers in checkpoints from before transformers knew them.
+    model_types=("falcon", "RefinedWebModel", "RefinedWeb", "refinedWebModel", "refinedWeb"),
     class_names=("FalconForCausalLM", "RWForCausalLM"),
     # These layers are a subclass of nn.Linear, which stock 4-bit loading passes over.
     targets=LoraTargets(

@@ -1,4 +1,4 @@
-"""Gemma 1 to 3: the text models, and Gemma 3 with its vision tower."""
+"""Gemma 1 to 3 and VaultGemma: the text models, and Gemma 3 with its vision tower."""
 
 from dataclasses import replace
 
@@ -6,8 +6,13 @@ from qlora_core import Architecture, Layout, LoraTargets, TokenizerPolicy, hooki
 
 gemma = Architecture(
     name="gemma",
-    model_types=("gemma", "gemma2", "gemma3_text"),
-    class_names=("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"),
+    model_types=("gemma", "gemma2", "gemma3_text", "vaultgemma"),
+    class_names=(
+        "GemmaForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "VaultGemmaForCausalLM",
+    ),
     targets=LoraTargets(
         attention=("q_proj", "k_proj", "v_proj", "o_proj"),
         mlp=("gate_proj", "up_proj", "down_proj"),
@@ -30,8 +35,9 @@ gemma = Architecture(
         "sliding_window": 32,
         "vocab_size": 256,
     },
-    source="transformers, models/gemma, gemma2 and gemma3; Gemma Team 2024 (arXiv:2403.08295, "
-    "arXiv:2408.00118), 2025 (arXiv:2503.19786); lm-evaluation-harness #1465 for the BOS",
+    source="transformers, models/gemma, gemma2, gemma3 and vaultgemma; Gemma Team 2024 "
+    "(arXiv:2403.08295, arXiv:2408.00118), 2025 (arXiv:2503.19786); "
+    "lm-evaluation-harness #1465 for the BOS",
 )
 gemma3 = replace(
     gemma,

@@ -22,7 +22,7 @@ def row(family: Architecture) -> str:
              family.targets.by_role().items()}  # fmt: skip
     types = ", ".join(f"`{kind}`" for kind in family.model_types)
     cells = [f"`{family.name}`", types, names.get("attention", ""), names.get("mlp", ""),
-             names.get("experts", ""), family.prompt.name, family.tokenizer.bos]  # fmt: skip
+             names.get("recurrent", ""), names.get("experts", ""), family.prompt.name, family.tokenizer.bos]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
 

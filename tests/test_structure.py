@@ -48,19 +48,26 @@ STATE_SPACE = small("bamba", mamba_n_heads=4, mamba_d_head=32,
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_with_its_family_removed_a_model_gets_the_same_layers(family: Any) -> None:
     """The fallback against the plugin, layer by layer and role by role."""
+    if family.example.get("auto_map"):
+        pytest.skip("its class comes with its checkpoints")
     structure = structure_of(dict(family.example))
+    modules = set(structure.modules)
+    barred = hits(modules, family.targets.never)
+    barred |= {path for path in modules if below(path, tuple(family.targets.never))}
+    inferred, everything = structure.targets(), set()
     for role in ("attention", "mlp", "recurrent"):
         ours = structure.reached(getattr(family.targets, role), family.targets.outside)
-        inferred = structure.targets()
         theirs = structure.reached(getattr(inferred, role), inferred.outside)
-        assert ours == theirs == {x.path for x in structure.adaptable(role)}
+        assert ours - barred == theirs - barred
+        everything |= theirs
+    assert everything == {x.path for x in structure.adaptable()} - structure.nameless()
     stacks = {stack.path for stack in structure.experts}
-    assert hits(stacks, family.targets.experts) == hits(stacks, structure.targets().experts)
-    assert set(family.targets.keep_unquantized) == set(structure.targets().keep_unquantized)
+    assert hits(stacks, family.targets.experts) == hits(stacks, inferred.experts)
+    assert set(family.targets.keep_unquantized) >= set(inferred.keep_unquantized)
 
 
 def test_the_fallback_describes_a_type_that_no_family_claims() -> None:
-    found = detect(small("olmo2"))
+    found = detect(small("olmo2"), registry=Registry.from_environment(block=["olmo"]))
     assert (found.fit.name, found.provided_by) == ("FALLBACK", "qlora-core")
     assert "read off the model's structure by plugin 'structure'" in found.reason
     assert set(found.targets.target_modules) == {
@@ -77,11 +84,11 @@ def test_without_torch_the_fallback_says_what_to_install(monkeypatch: pytest.Mon
         monkeypatch.delitem(vars(qlora_core), name, raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingEngine, match=r"qlora-core\[train\]"):
-        detect(small("olmo2"))
+        detect(small("olmo2"), registry=Registry.from_environment(block=["olmo"]))
 
 
 def test_without_the_fallback_an_unknown_type_is_an_error() -> None:
-    registry = Registry.from_environment(block=["structure"])
+    registry = Registry.from_environment(block=["structure", "olmo"])
     with pytest.raises(Exception, match="nobody knows model_type 'olmo2'"):
         detect(small("olmo2"), registry=registry)
 
@@ -121,6 +128,7 @@ def test_subclasses_of_linear_and_conv1d_are_linear_layers() -> None:
     kinds = {
         name: {x.kind for x in structure_of(dict(family.example)).adaptable()}
         for name, family in installed().architectures.items()
+        if name in ("falcon", "gpt2", "llama")
     }
     assert kinds["falcon"] == {"subclass"}
     assert kinds["gpt2"] == {"conv1d"}
@@ -225,7 +233,8 @@ def test_names_of_two_roles_do_not_overlap_where_they_need_not() -> None:
 
 
 def test_the_count_of_trainable_parameters_is_that_of_peft() -> None:
-    for family in FAMILIES:
+    for name in ("falcon", "gemma3", "gpt2", "llama", "mixtral", "phi3"):
+        family = installed().architectures[name]
         found = with_structure(detect(dict(family.example)), rank=4)
         model = build_skeleton(family.example)
         modules = {x.path for x in adapted_layers(analyse(model), found.targets)}

@@ -12,7 +12,7 @@ from torch import nn
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import ROLES, Architecture
 from qlora_core.models.names import hits
-from qlora_core.models.parts import ExpertStack, LinearLayer, Structure
+from qlora_core.models.parts import ExpertStack, LinearLayer, Structure, below
 from qlora_core.models.quantization import MISSED, STACKS, count_quantized
 from qlora_core.models.roles import ADAPTABLE, NEVER
 from qlora_core.models.skeleton import build_skeleton, register_classes
@@ -146,7 +146,10 @@ def _objections(
             )
     yield from _harmful(layers)
     adapted = {layer.path for layer in layers}
-    forgotten = [x.path for x in structure.adaptable() if x.path not in adapted]
+    never = tuple(detection.architecture.targets.never)
+    forgotten = [
+        x.path for x in structure.adaptable() if x.path not in adapted and not below(x.path, never)
+    ]
     if forgotten and detection.targets.scope == "all":
         yield Notice(
             "layers-forgotten",

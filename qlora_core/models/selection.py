@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import peft
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
 from qlora_core.errors import BadInput
@@ -51,6 +52,7 @@ def select_layers(model: nn.Module, architecture: Architecture, scope: str = "al
     chosen, left_out = _without_rewritten(model, chosen, scope, linear, wanted.exclude_modules)
     hits = [p for p in linear if hit(p, chosen, wanted.exclude_modules)]
     excluded = sorted(forbidden[path][0] for path in hits if path in forbidden)
+    excluded += sorted(_namesakes(model, chosen))
     return Selection(
         modules={p: role_of(p, architecture) for p in hits if p not in forbidden},
         parameters=_expert_parameters(model, wanted.target_parameters),
@@ -123,6 +125,12 @@ def _forbidden(
             if ends_with(path, [name]) or is_within(path, [name]):
                 found[path] = (name, why)
     return found
+
+
+def _namesakes(model: nn.Module, chosen: list[str] | str) -> set[str]:
+    """Where 4-bit expert stacks bear the name of a chosen layer: PEFT refuses to adapt those."""
+    lists = (path for path, part in model.named_modules() if isinstance(part, ParametrizationList))
+    return {".".join(path.split(".")[-2:]) for path in lists if hit(path, chosen, None)}
 
 
 def _by_names(
@@ -247,7 +255,7 @@ def ends_with_any(paths: Iterable[str], names: list[str]) -> bool:
 
 def _exclude(stated: str | None, names: list[str]) -> str | None:
     parts = [stated] if stated else []
-    parts += [rf"(.*\.)?{re.escape(name)}" for name in dict.fromkeys(names)]
+    parts += [rf"(.*\.)?{re.escape(name)}(\..*)?" for name in dict.fromkeys(names)]
     return "|".join(f"({part})" for part in parts) if len(parts) > 1 else next(iter(parts), None)
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qlora_core.facts.architecture import ROLES, Architecture
@@ -56,7 +57,8 @@ class ArchitectureContract:
             plugin = "my_family"
 
     ``plugin`` is the name of the entry point, or ``"*"`` for all of qlora-core's own. Each family
-    is examined as every model type that it claims and that transformers can build.
+    is examined as every model type that it claims and that transformers can build; of ours, types
+    beyond the one of a family's example are marked ``slow``.
     """
 
     plugin: ClassVar[str]
@@ -65,8 +67,7 @@ class ArchitectureContract:
         """Pytest's hook: one case per family and model type."""
         if "case" in metafunc.fixturenames:
             found = list(_cases(self.plugin))
-            names = [f"{case.family.name}-{case.model_type}" for case in found]
-            metafunc.parametrize("case", found, ids=names)
+            metafunc.parametrize("case", [_marked(case, self.plugin) for case in found])
 
     def test_the_plugin_is_installed_and_active(self) -> None:
         """It must be found by its entry point, import, and register."""
@@ -113,6 +114,7 @@ class ArchitectureContract:
         structure, targets = _structure(case), case.family.targets
         named = (*_named(case.family), *targets.never)
         reached = structure.reached(named, targets.outside)
+        reached |= {path for path in structure.modules if below(path, tuple(targets.never))}
         rest = sorted(x.path for x in structure.adaptable() if x.path not in reached)
         assert not rest, f"no adapter for {rest[:6]}: add a target, or `never` with the reason"
 
@@ -188,13 +190,15 @@ class ArchitectureContract:
 
     def test_in_4_bits_every_adapter_learns(self, case: Case, tmp_path: Path) -> None:
         """Load the example in NF4, take one step: every layer 4-bit, every adapter a gradient."""
+        _needs_class(case)
         torch.manual_seed(0)
         base: Any = build_skeleton(case.config, device="cpu")
-        base.save_pretrained(tmp_path)
+        _save(_awake(base), case.config, tmp_path)
         loaded = load_model(tmp_path, compute_dtype=torch.float32, device="cpu")
         loaded.quantization.require_complete()
         packed = loaded.quantization.quantized.tensors
-        owed = len(_structure(case).adaptable())
+        kept = tuple(case.family.targets.keep_unquantized)
+        owed = sum(not below(x.path, kept) for x in _structure(case).adaptable())
         assert packed >= owed, f"{packed} tensors are 4-bit, {owed} layers should be: report this"
         model: Any = attach(loaded.model, architecture=case.family, rank=4)
         words = torch.randint(0, _vocabulary(loaded.model), (2, 16))
@@ -223,7 +227,20 @@ def _cases(plugin: str) -> Iterator[Case]:
             yield from (Case(family, kind) for kind in dict.fromkeys((own, *known)))
 
 
+def _marked(case: Case, plugin: str) -> Any:
+    name = f"{case.family.name}-{case.model_type}"
+    more = plugin == "*" and case.model_type != case.family.example.get("model_type")
+    return pytest.param(case, id=name, marks=[pytest.mark.slow] if more else [])
+
+
+def _needs_class(case: Case) -> None:
+    """Skip, visibly, where the class comes with the checkpoints: their code is never run here."""
+    if case.family.example.get("auto_map") and case.model_type not in CONFIG_MAPPING:
+        pytest.skip(f"the class of {case.model_type} comes with its checkpoints (auto_map)")
+
+
 def _structure(case: Case) -> Structure:
+    _needs_class(case)
     return _analysed(case.family.name, case.model_type)
 
 
@@ -252,4 +269,21 @@ def _served(template: str, messages: Any, special: Mapping[str, str]) -> str:
 
 
 def _vocabulary(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
+    """How many tokens can be read and predicted."""
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    return min(int(part.weight.shape[0]) for part in parts if hasattr(part, "weight"))
+
+
+def _awake(model: Any) -> Any:
+    """``model`` with values in what starts at zero: trained checkpoints have some there."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter.data, std=0.1)
+    return model
+
+
+def _save(model: Any, config: Mapping[str, Any], folder: Path) -> None:
+    """As checkpoints are published: with the config of the whole, not only of the text part."""
+    model.save_pretrained(folder)
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    AutoConfig.for_model(config["model_type"], **values).save_pretrained(folder)

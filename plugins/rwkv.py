@@ -1,0 +1,33 @@
+"""RWKV 4: time mixing and channel mixing."""
+
+from qlora_core import Architecture, Layout, LoraTargets, hookimpl
+
+rwkv = Architecture(
+    name="rwkv",
+    model_types=("rwkv",),
+    class_names=("RwkvForCausalLM",),
+    targets=LoraTargets(
+        attention=("attention.key", "attention.value", "attention.receptance", "output"),
+        mlp=("feed_forward.key", "feed_forward.value", "feed_forward.receptance"),
+    ),
+    layout=Layout(
+        layers="rwkv.blocks",
+        final_norm="rwkv.ln_out",
+        embeddings="rwkv.embeddings",
+        head=("head",),
+    ),
+    example={
+        "model_type": "rwkv",
+        "architectures": ["RwkvForCausalLM"],
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "vocab_size": 512,
+    },
+    source="transformers, models/rwkv/modeling_rwkv.py; Peng et al. 2023 (arXiv:2305.13048)",
+)
+
+
+@hookimpl
+def qlora_architectures() -> list[Architecture]:
+    """Provide RWKV 4."""
+    return [rwkv]

@@ -125,3 +125,31 @@ def test_a_setting_out_of_its_range(
 def test_nothing_is_left_behind_by_a_refused_run(capsys, tmp_path: Path, data: Path) -> None:
     refused(capsys, *train(qlora_base.MODEL, data, tmp_path / "out", "--targets", "q_prj"))
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_a_mistyped_flag_is_answered_without_a_page_of_usage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--compute-dtype", "float15"])
+    printed = capsys.readouterr().err
+    assert "invalid choice: 'float15'" in printed
+    assert len(printed.splitlines()) == 2
+    assert "see qlora-core train --help" in printed
+
+
+def test_a_close_name_is_proposed_once(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    printed = refused(
+        capsys, *train(qlora_base.MODEL, data, tmp_path / "run", "--targets", "gate_prj")
+    )
+    assert "close: gate_proj\n" in printed
+
+
+def test_a_utf16_file_is_called_that(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    data.write_text(data.read_text(), encoding="utf-16")
+    printed = refused(capsys, *train(qlora_base.MODEL, data, tmp_path / "run"))
+    assert "the file is UTF-16; save it as UTF-8" in printed

@@ -59,3 +59,14 @@ def test_every_token_is_there_and_nothing_else_counts(lengths: list[int], multip
     assert max(lengths) <= width < max(lengths) + multiple
     assert batch["attention_mask"].sum(1).tolist() == lengths
     assert (batch["labels"] != -100).sum(1).tolist() == lengths
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "expected"), [(33, None, 64), (33, 40, 40), (32, 40, 32), (50, 40, 50)]
+)
+def test_rounding_up_never_asks_for_more_positions_than_there_are(
+    length: int, most: int | None, expected: int
+) -> None:
+    batch = collator(tokenizer(), multiple_of=32, most=most)([sample(*range(length))])
+    assert batch["input_ids"].shape == (1, expected)
+    assert batch["attention_mask"].sum() == length

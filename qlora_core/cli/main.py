@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from qlora_core import ENGINE_PACKAGES, __version__
 from qlora_core.cli import demo, detect, generate, merge, plugins, train, verify
@@ -19,9 +20,16 @@ from qlora_core.errors import MissingEngine, QloraError
 COMMANDS = (detect, train, generate, merge, verify, plugins, demo)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments without a page of usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n  -> see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line as a parser; imports nothing heavy."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="qlora-core",
         description="QLoRA fine-tuning that knows your architecture.",
         epilog="Start with: qlora-core demo, or qlora-core detect MODEL",

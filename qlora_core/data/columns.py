@@ -107,8 +107,8 @@ def parse_mapping(columns: str | Mapping[str, str]) -> Columns:
         if target not in TARGETS:
             near = get_close_matches(target, TARGETS, n=1)
             raise BadInput(
-                f"--columns: {column}={target}: there is no target {target!r}",
-                f"did you mean {near[0]}?" if near else f"targets are {', '.join(TARGETS)}",
+                f"--columns: {column}={target}: there is no role {target!r}",
+                f"did you mean {near[0]}?" if near else f"roles are {', '.join(TARGETS)}",
             )
     targets = [target for _, target in pairs]
     if not {"assistant", "messages", "text"}.intersection(targets):

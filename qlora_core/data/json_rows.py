@@ -173,6 +173,8 @@ def _row(line: bytes, file: str, number: int, problems: Problems) -> Row | None:
         column = end + 1 if end < len(text) else None
     except UnicodeDecodeError as error:
         reason, column = f"byte {error.start + 1} of the line is not UTF-8", None
+        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            reason = "the file is UTF-16; save it as UTF-8"
     except json.JSONDecodeError as error:
         indent = len(line) - len(line.lstrip(b" \t\r\n"))
         reason, column = error.msg, error.pos + 1 + indent

@@ -181,3 +181,12 @@ def _gpus_of_the_driver() -> int:
     except (OSError, AttributeError):
         return 0
     return count.value
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -80,7 +80,7 @@ def _checked_name(architecture: Architecture, name: str) -> str:
     leaves = {leaf.rpartition(".")[2] for leaf in known}
     if not known or name.rpartition(".")[2] in leaves:
         return name
-    close = get_close_matches(name, [*known, *leaves, *SCOPES], n=3)
+    close = get_close_matches(name, {*known, *leaves, *SCOPES}, n=3)
     raise BadInput(
         f"{architecture.name} has no layer called {name!r}"
         + (f"; close: {', '.join(close)}" if close else ""),

@@ -11,7 +11,6 @@ from typing import Any
 
 from peft import PeftModel
 
-from qlora_core.data.collate import collator
 from qlora_core.training import checkpoints
 from qlora_core.training.batches import Batches
 from qlora_core.training.evaluate import Evaluation, evaluate
@@ -147,7 +146,7 @@ class Session:
         found = evaluate(
             self.model,
             self.inputs.data.evaluation,
-            collator(self.inputs.tokenizer),
+            self.inputs.collate,
             batch_size=self.inputs.settings.batch_size,
             precision=self.loop.precision,
             processes=self.loop.processes,

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from qlora_core.data.collate import collator
+from qlora_core.data.collate import Batch, collator, padded, padding_of
 from qlora_core.data.prepare import PreparedData, prepare_data
 from qlora_core.data.tokenizer import load_tokenizer
 from qlora_core.errors import BadInput
 from qlora_core.models.adapters import attach, check_gradients, enable_checkpointing
 from qlora_core.models.coverage import with_structure
-from qlora_core.models.devices import choose_compute_dtype, choose_device, parse_dtype
+from qlora_core.models.devices import choose_compute_dtype, choose_device, memory_of, parse_dtype
 from qlora_core.models.loader import LoadedModel, load_model
 from qlora_core.models.memory import MemoryPlan, plan_memory
 from qlora_core.registry.detect import detect, installed
@@ -61,11 +62,17 @@ class Inputs:
     plan: MemoryPlan
     gradient_checkpointing: bool
 
+    @property
+    def collate(self) -> Callable[[Sequence[Any]], Batch]:
+        """From samples to a padded micro-batch."""
+        most = self.settings.max_length
+        return collator(self.tokenizer, multiple_of=padding_of(self.device), most=most)
+
     def batches(self, processes: Processes) -> Batches:
         """The training samples as groups for this process."""
         return Batches(
             samples=self.data.train,
-            collate=collator(self.tokenizer),
+            collate=self.collate,
             batch_size=self.settings.batch_size,
             accumulation=self.settings.gradient_accumulation,
             seed=self.settings.seed,
@@ -226,15 +233,6 @@ def hardware(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes of memory that the device has in all."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    import psutil
-
-    return int(psutil.virtual_memory().total)
-
-
 def require_positions(model: Any, length: int) -> None:
     """Raise BadInput where the model has a table of positions and ``length`` exceeds it.
 
@@ -273,6 +271,7 @@ def _plan(
 ) -> tuple[MemoryPlan, bool]:
     """The memory of one step on the longest samples, and whether it recomputes activations."""
     longest = max(len(sample["input_ids"]) for sample in data.train)
+    longest = padded(longest, padding_of(device), settings.max_length)
 
     def plan(*, recompute: bool) -> MemoryPlan:
         return plan_memory(

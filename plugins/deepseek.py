@@ -1,5 +1,8 @@
 """DeepSeek V2 to V3.2: latent attention, experts, and a sparse indexer."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from qlora_core import Architecture, LoraTargets, TokenizerPolicy, hookimpl
 
 deepseek = Architecture(
@@ -39,6 +42,32 @@ deepseek = Architecture(
     },
     source="transformers, models/deepseek_v3, deepseek_v2; DeepSeek-AI 2024 (arXiv:2405.04434, "
     "arXiv:2412.19437)",
+)
+
+
+def plain_queries(config: Mapping[str, Any]) -> bool:
+    """Queries have one layer, q_proj (q_lora_rank is null), as in V2-Lite."""
+    return config.get("q_lora_rank", 0) is None
+
+
+deepseek_plain_queries = Architecture(
+    name="deepseek_plain_queries",
+    model_types=("deepseek_v3", "deepseek_v2", "kimi_k2"),
+    where=plain_queries,
+    targets=LoraTargets(
+        attention=("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+        mlp=("gate_proj", "up_proj", "down_proj"),
+        experts=("experts.gate_up_proj", "experts.down_proj"),
+        never={
+            "mlp.gate": "a router: adapting it unbalances the experts",
+        },
+    ),
+    tokenizer=deepseek.tokenizer,
+    example={
+        **deepseek.example,
+        "q_lora_rank": None,
+    },
+    source="transformers, models/deepseek_v3, deepseek_v2; DeepSeek-AI 2024 (arXiv:2405.04434)",
 )
 deepseek_v32 = Architecture(
     name="deepseek_v32",
@@ -87,4 +116,4 @@ deepseek_v32 = Architecture(
 @hookimpl
 def qlora_architectures() -> list[Architecture]:
     """Provide DeepSeek V2 to V3.2."""
-    return [deepseek, deepseek_v32]
+    return [deepseek, deepseek_plain_queries, deepseek_v32]

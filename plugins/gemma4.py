@@ -9,6 +9,10 @@ gemma4_text = Architecture(
     targets=LoraTargets(
         attention=("q_proj", "k_proj", "v_proj", "o_proj"),
         mlp=("gate_proj", "up_proj", "down_proj", "per_layer_input_gate", "per_layer_projection"),
+        experts=("experts.gate_up_proj", "experts.down_proj"),
+        never={
+            "router.proj": "a router: adapting it unbalances the experts",
+        },
     ),
     tokenizer=TokenizerPolicy(
         pad=("<pad>",),
@@ -28,6 +32,10 @@ gemma4_text = Architecture(
         "num_key_value_heads": 2,
         "vocab_size": 512,
         "vocab_size_per_layer_input": 512,
+        "enable_moe_block": True,
+        "moe_intermediate_size": 64,
+        "num_experts": 4,
+        "top_k_experts": 2,
     },
     source="transformers, models/gemma4/modeling_gemma4.py",
 )
@@ -36,7 +44,15 @@ gemma4 = Architecture(
     model_types=("gemma4",),
     class_names=("Gemma4ForConditionalGeneration",),
     supersedes=("gemma4_text",),
-    targets=gemma4_text.targets,
+    targets=LoraTargets(
+        attention=("q_proj", "k_proj", "v_proj", "o_proj"),
+        mlp=("gate_proj", "up_proj", "down_proj", "per_layer_input_gate", "per_layer_projection"),
+        experts=("experts.gate_up_proj", "experts.down_proj"),
+        never={
+            "router.proj": "a router: adapting it unbalances the experts",
+        },
+        outside=("vision_tower", "audio_tower", "embed_vision", "embed_audio"),
+    ),
     layout=Layout(
         layers="model.language_model.layers",
         final_norm="model.language_model.norm",
@@ -58,7 +74,21 @@ gemma4 = Architecture(
             "num_key_value_heads": 2,
             "vocab_size": 512,
             "vocab_size_per_layer_input": 512,
+            "enable_moe_block": True,
+            "moe_intermediate_size": 64,
+            "num_experts": 4,
+            "top_k_experts": 2,
         },
+        "vision_config": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "patch_size": 8,
+        },
+        "audio_config": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
     },
     source="transformers, models/gemma4/modeling_gemma4.py",
 )
@@ -90,7 +120,11 @@ gemma4_unified = Architecture(
     model_types=("gemma4_unified",),
     class_names=("Gemma4UnifiedForConditionalGeneration",),
     supersedes=("gemma4_unified_text",),
-    targets=gemma4_unified_text.targets,
+    targets=LoraTargets(
+        attention=("q_proj", "k_proj", "v_proj", "o_proj"),
+        mlp=("gate_proj", "up_proj", "down_proj"),
+        outside=("embed_vision", "embed_audio"),
+    ),
     layout=gemma4.layout,
     tokenizer=gemma4_text.tokenizer,
     example={
@@ -107,6 +141,8 @@ gemma4_unified = Architecture(
             "num_key_value_heads": 2,
             "vocab_size": 512,
         },
+        "vision_config": {"mm_embed_dim": 64, "mm_posemb_size": 16, "output_proj_dims": 64},
+        "audio_config": {},
     },
     source="transformers, models/gemma4_unified/modeling_gemma4_unified.py",
 )

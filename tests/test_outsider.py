@@ -67,3 +67,26 @@ def test_it_can_be_switched_off(outsider: Path, tmp_path: Path) -> None:
 def test_here_it_is_not_installed() -> None:
     listed = qlora_core(Path(sys.executable), "plugins").stdout
     assert "parrot" not in listed
+
+
+def test_its_models_train_answer_and_merge(outsider: Path, tmp_path: Path) -> None:
+    model, data, run = tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "run"
+    build = (
+        "import sys, shutil, qlora_base\n"
+        "from qlora_core_parrot import register\n"
+        "from qlora_core_parrot.modeling import ParrotConfig, ParrotForCausalLM\n"
+        "register()\n"
+        "ParrotForCausalLM(ParrotConfig(vocab_size=2048)).save_pretrained(sys.argv[1])\n"
+        "for name in ('tokenizer.json', 'tokenizer_config.json'):\n"
+        "    shutil.copy(qlora_base.MODEL / name, sys.argv[1])\n"
+    )
+    subprocess.run([outsider, "-c", build, model], check=True, capture_output=True)
+    data.write_text('{"question": "Polly?", "answer": "Cracker!"}\n' * 2)
+    steps = ("--max-steps", "1", "--max-length", "64", "--device", "cpu")
+    for arguments in (
+        ("train", "--model", model, "--data", data, "--output", run, *steps),
+        ("generate", "--adapter", run, "--prompt", "Polly?", "--max-new-tokens", "3"),
+        ("merge", run, "--output", tmp_path / "merged"),
+    ):
+        done = qlora_core(outsider, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr

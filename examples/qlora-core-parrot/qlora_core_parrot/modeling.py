@@ -115,6 +115,12 @@ class ParrotForCausalLM(ParrotPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.squawk
 
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """All tokens each time: Parrot keeps no cache of keys and values."""
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
     ) -> CausalLMOutput:

@@ -111,7 +111,10 @@ class PromptFormat:
                 system = content if system is None else f"{system}\n\n{content}"
             elif role == "user" and system is not None:
                 parts = {CONTENT: content, "{system}": system}
-                yield role, "".join(parts.get(p, p) for p in _PLACES.split(self.system_in_user))
+                yield (
+                    role,
+                    "".join(str(parts.get(p, p)) for p in _PLACES.split(self.system_in_user)),
+                )
                 system = None
             else:
                 yield role, content

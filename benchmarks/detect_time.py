@@ -28,7 +28,8 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 def configs() -> dict[str, tuple[str, dict[str, Any]]]:
     """name -> (family that must be found, config)."""
-    found = {f"{a.name} (example)": (a.name, dict(a.example)) for a in installed().architectures.values()}  # fmt: skip
+    families = installed().architectures.values()
+    found = {f"{a.name} (example)": (a.name, dict(a.example)) for a in families}
     spec = importlib.util.spec_from_file_location("real_configs", TESTS / "real_configs.py")
     if spec is None or spec.loader is None:
         return found

@@ -39,7 +39,9 @@ def test_a_trainer_of_others_trains_our_parts(name: str, tmp_path: Path) -> None
     assert all(moved), "an adapter that stayed zero did not learn"
 
 
-def test_the_printed_snippet_for_peft_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_snippet_for_peft_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = snippet(qlora_core.detect(qlora_base.MODEL), "peft", 8)
     exec(compile(code, "snippet", "exec"), {})
     trainable = re.search(r"trainable params: ([\d,]+)", capsys.readouterr().out).group(1)

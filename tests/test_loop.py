@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import peft
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_core.errors import CheckFailed, TrainingStopped
 from qlora_core.models.adapters import check_gradients
-from qlora_core.models.skeleton import build_skeleton, completed
+from qlora_core.models.skeleton import build_skeleton, known_types
 from qlora_core.registry.detect import installed
 from qlora_core.training.batches import Batches, Group
 from qlora_core.training.evaluate import evaluate
@@ -123,15 +123,18 @@ def test_no_learned_position_is_lost_where_the_head_runs_on_some_only() -> None:
 
 @pytest.mark.parametrize("family", sorted(installed().architectures))
 def test_the_loss_is_each_familys_own(family: str) -> None:
-    example = dict(installed().architectures[family].example)
+    example = installed().architectures[family].example
+    if example["model_type"] not in known_types():
+        pytest.skip("its class comes with its checkpoints, or with a newer transformers")
     torch.manual_seed(0)
-    config = completed(AutoConfig.for_model(example.pop("model_type"), **example))
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        pytest.skip("not a causal language model class")
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = build_skeleton(example, device="cpu")
+    model.config.use_cache = False
     vocabulary = model.get_input_embeddings().num_embeddings
     samples = [
-        {key: [i if i < 0 else i % vocabulary for i in row[key]] for key in ("input_ids", "labels")}
+        {
+            key: [i if i < 0 else i % vocabulary for i in row[key]][-16:]  # one family takes 16
+            for key in ("input_ids", "labels")
+        }
         for row in rows(3)
     ]
     batch = collate(samples)

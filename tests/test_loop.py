@@ -331,3 +331,12 @@ def test_schedules_rise_and_fall(name: str, rates: list[float]) -> None:
         optimizer.step()
         schedule.step()
     assert seen == pytest.approx(rates)
+
+
+def test_the_padding_that_is_announced_is_that_of_the_batches() -> None:
+    samples = rows(11)
+    batches = Batches(samples=samples, collate=collate, batch_size=2, accumulation=2, seed=3)
+    first_epoch = [b for g in batches.groups(1, batches.steps_per_epoch) for b in g.batches]
+    positions = sum(b["input_ids"].numel() for b in first_epoch)
+    real = sum(int(b["attention_mask"].sum()) for b in first_epoch)
+    assert batches.padding() == pytest.approx(1 - real / positions)

@@ -92,6 +92,7 @@ def _show(found: DryRun, *, as_json: bool) -> None:
         *(f"warning [{n.code}] {n.message}\n  -> {n.remedy}" for n in detection.warnings),
         *_prompt_lines(found.prompt),
         *inputs.data.report.summary(),
+        f"padding takes {found.padding:.1%} of all positions where samples are not packed",
         f"{found.steps:,} optimizer steps; gradient checkpointing "
         + ("on" if inputs.gradient_checkpointing else "off"),
     ]

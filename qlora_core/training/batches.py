@@ -65,6 +65,20 @@ class Batches:
             begin = position * self.group_size
             yield self._group(step, order[begin : begin + self.group_size])
 
+    def padding(self) -> float:
+        """The share of the first epoch's positions that is padding, where samples are padded.
+
+        As the lengths have it: rounding lengths up on CPUs comes on top.
+        """
+        lengths = [len(self.samples[i]["input_ids"]) for i in self._order(0)]
+        real, positions = sum(lengths), 0
+        for begin in range(0, len(lengths), self.group_size):
+            group = sorted(lengths[begin : begin + self.group_size])
+            for at in range(0, len(group), self.batch_size):
+                cut = group[at : at + self.batch_size]
+                positions += len(cut) * cut[-1]
+        return 1 - real / positions
+
     def _group(self, step: int, indices: list[int]) -> Group:
         by_length = sorted(indices, key=lambda i: len(self.samples[i]["input_ids"]))
         cuts = [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_core.data.formats import template_report
+from qlora_core.data.template import clock
 from qlora_core.errors import TrainingStopped
 from qlora_core.models.adapters import adapter_report
 from qlora_core.models.loader import LoadedModel
@@ -76,6 +77,8 @@ class DryRun:
     inputs: Inputs
     steps: int
     """Optimizer steps."""
+    padding: float
+    """The share of positions that is padding, where samples are padded (packed ones have none)."""
 
     @property
     def prompt(self) -> dict[str, Any]:
@@ -99,6 +102,7 @@ class DryRun:
             },
             "gradient_checkpointing": self.inputs.gradient_checkpointing,
             "steps": self.steps,
+            "padding": self.padding,
         }
 
 
@@ -111,7 +115,8 @@ def dry_run(settings: TrainSettings, registry: Registry | None = None) -> DryRun
     detection = setup.detect_model(settings, registry)
     inputs = setup.read_inputs(settings, detection, registry, side_file=None)
     batches = inputs.batches(Processes(cpu=inputs.device.type == "cpu"))
-    return DryRun(inputs=inputs, steps=setup.total_steps(settings, batches))
+    steps = setup.total_steps(settings, batches)
+    return DryRun(inputs=inputs, steps=steps, padding=batches.padding())
 
 
 def _is_done(record: dict[str, Any], settings: TrainSettings, output: Path) -> bool:
@@ -183,6 +188,8 @@ def _session(
         "adapters": adapter_report(model, inputs.detection.architecture),
         "data": inputs.data.report.to_dict(),
         "memory": inputs.plan.to_dict() | {"measured_peak_bytes": None},
+        "prompt": template_report(inputs.tokenizer, inputs.detection.architecture.tokenizer)
+        | {"clock": clock().isoformat()},
     })  # fmt: skip
     return Session(
         run=run, inputs=inputs, model=model, loop=loop, batches=batches, total=total,

@@ -57,8 +57,13 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 def adapted(model: Any) -> peft.PeftModel:
     kinds = ("Linear", "Conv1D")
-    linears = [path for path, m in model.named_modules() if type(m).__name__.endswith(kinds)]
-    names = {path.rpartition(".")[2] for path in linears} - {"lm_head", "out_proj"}
+    head = model.get_output_embeddings()  # its name differs between families and releases
+    linears = [
+        path
+        for path, m in model.named_modules()
+        if type(m).__name__.endswith(kinds) and m is not head
+    ]
+    names = {path.rpartition(".")[2] for path in linears} - {"out_proj"}
     torch.manual_seed(1)
     config = peft.LoraConfig(r=4, target_modules=sorted(names), init_lora_weights=False)
     model = peft.get_peft_model(model, config)
@@ -68,8 +73,8 @@ def adapted(model: Any) -> peft.PeftModel:
     return model.train()
 
 
-def batch() -> dict[str, torch.Tensor]:
-    drawn = torch.Generator().manual_seed(2)
+def batch(seed: int = 2) -> dict[str, torch.Tensor]:
+    drawn = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 307, (3, 17), generator=drawn)
     mask = torch.ones_like(ids)
     mask[1, 12:], mask[2, 5:] = 0, 0
@@ -96,10 +101,12 @@ def test_loss_and_gradient_are_the_models_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_in_bfloat16_its_gradient_is_as_exact_as_the_plain_one(name: str) -> None:
+    """Over several batches: on a single one rounding favours now one road, now the other."""
     model = build(name)
     for parameter in model.parameters():  # values that both dtypes hold
         parameter.data = parameter.data.bfloat16().float()
-    reference = gradients(model, summed_loss(model, batch()))
+    batches = [batch(seed) for seed in range(2, 8)]
+    references = [gradients(model, summed_loss(model, b)) for b in batches]
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
@@ -107,14 +114,16 @@ def test_in_bfloat16_its_gradient_is_as_exact_as_the_plain_one(name: str) -> Non
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
+    def error(road: Any) -> float:
+        total = 0.0
+        for data, reference in zip(batches, references, strict=True):
+            with autocast():
+                loss = road(model, data)
+            total += float((gradients(model, loss) - reference).norm() / reference.norm())
+        return total
+
     fast = label_only_loss(find_head(model, autocast))
-    errors = []
-    for road in (fast, summed_loss):
-        with autocast():
-            loss = road(model, batch())
-        errors.append(float((gradients(model, loss) - reference).norm() / reference.norm()))
-    ours, plain = errors
-    assert 0 < ours <= 1.1 * plain
+    assert 0 < error(fast) <= 1.1 * error(summed_loss)
 
 
 @pytest.mark.parametrize(("name", "scale", "cap"), [

@@ -118,6 +118,7 @@ mellum = Architecture(
 )
 aria = Architecture(
     name="aria",
+    since="5.23",
     model_types=("aria_text",),
     class_names=("AriaTextForCausalLM",),
     targets=LoraTargets(

@@ -4,6 +4,7 @@ from qlora_core import Architecture, LoraTargets, hookimpl
 
 afmoe = Architecture(
     name="afmoe",
+    since="5.23",
     model_types=("afmoe",),
     class_names=("AfmoeForCausalLM",),
     targets=LoraTargets(

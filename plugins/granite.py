@@ -24,6 +24,7 @@ granite = Architecture(
 )
 granite_moe = Architecture(
     name="granite_moe",
+    since="5.23",
     model_types=("granitemoe", "granitemoe_swa"),
     class_names=("GraniteMoeForCausalLM", "GraniteMoeSWAForCausalLM"),
     targets=LoraTargets(
@@ -46,6 +47,7 @@ granite_moe = Architecture(
 )
 granite_moe_shared = Architecture(
     name="granite_moe_shared",
+    since="5.23",
     model_types=("granitemoeshared",),
     class_names=("GraniteMoeSharedForCausalLM",),
     targets=granite_moe.targets,
@@ -62,6 +64,7 @@ granite_moe_shared = Architecture(
 )
 granite_hybrid = Architecture(
     name="granite_hybrid",
+    since="5.23",
     model_types=("granitemoehybrid",),
     class_names=("GraniteMoeHybridForCausalLM",),
     targets=LoraTargets(

@@ -4,6 +4,7 @@ from qlora_core import Architecture, LoraTargets, TokenizerPolicy, hookimpl
 
 llama4_text = Architecture(
     name="llama4_text",
+    since="5.23",
     model_types=("llama4_text",),
     class_names=("Llama4ForCausalLM",),
     targets=LoraTargets(
@@ -34,6 +35,7 @@ llama4_text = Architecture(
 )
 llama4 = Architecture(
     name="llama4",
+    since="5.23",
     model_types=("llama4",),
     class_names=("Llama4ForCausalLM",),
     supersedes=("llama4_text",),

@@ -4,6 +4,7 @@ from qlora_core import Architecture, Layout, LoraTargets, hookimpl
 
 bamba = Architecture(
     name="bamba",
+    since="5.23",
     model_types=("bamba",),
     class_names=("BambaForCausalLM",),
     targets=LoraTargets(
@@ -35,6 +36,7 @@ bamba = Architecture(
 )
 falcon_h1 = Architecture(
     name="falcon_h1",
+    since="5.23",
     model_types=("falcon_h1",),
     class_names=("FalconH1ForCausalLM",),
     targets=bamba.targets,
@@ -55,6 +57,7 @@ falcon_h1 = Architecture(
 )
 jamba = Architecture(
     name="jamba",
+    since="5.23",
     model_types=("jamba",),
     class_names=("JambaForCausalLM",),
     targets=LoraTargets(

@@ -4,6 +4,7 @@ from qlora_core import Architecture, LoraTargets, TokenizerPolicy, hookimpl
 
 phimoe = Architecture(
     name="phimoe",
+    since="5.23",
     model_types=("phimoe",),
     class_names=("PhimoeForCausalLM",),
     targets=LoraTargets(

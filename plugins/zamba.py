@@ -4,6 +4,7 @@ from qlora_core import Architecture, Layout, LoraTargets, hookimpl
 
 zamba = Architecture(
     name="zamba",
+    since="5.23",
     model_types=("zamba",),
     class_names=("ZambaForCausalLM",),
     targets=LoraTargets(
@@ -32,6 +33,7 @@ zamba = Architecture(
 )
 zamba2 = Architecture(
     name="zamba2",
+    since="5.23",
     model_types=("zamba2",),
     class_names=("Zamba2ForCausalLM",),
     targets=LoraTargets(

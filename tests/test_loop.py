@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_core.errors import CheckFailed, TrainingStopped
 from qlora_core.models.adapters import check_gradients
-from qlora_core.models.skeleton import build_skeleton, known_types
+from qlora_core.models.skeleton import build_skeleton
 from qlora_core.registry.detect import installed
+from qlora_core.testing.contract import require_class
 from qlora_core.training.batches import Batches, Group
 from qlora_core.training.evaluate import evaluate
 from qlora_core.training.loop import Loop, accumulate
@@ -124,8 +125,7 @@ def test_no_learned_position_is_lost_where_the_head_runs_on_some_only() -> None:
 @pytest.mark.parametrize("family", sorted(installed().architectures))
 def test_the_loss_is_each_familys_own(family: str) -> None:
     example = installed().architectures[family].example
-    if example["model_type"] not in known_types():
-        pytest.skip("its class comes with its checkpoints, or with a newer transformers")
+    require_class(installed().architectures[family], example["model_type"])
     torch.manual_seed(0)
     model = build_skeleton(example, device="cpu")
     model.config.use_cache = False

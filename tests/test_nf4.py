@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bitsandbytes
 import bitsandbytes.functional as bnb
 import pytest
 import tiny
@@ -67,6 +68,11 @@ def require_same(weight: torch.Tensor, *, nested: bool, quant_type: str = "nf4")
     assert same(bnb.dequantize_4bit(packed, state), bnb.dequantize_4bit(expected, own))
 
 
+OLD = tuple(map(int, bitsandbytes.__version__.split(".")[:2])) < (0, 50)
+"""bitsandbytes 0.49 rounds otherwise on CPUs, which the check finds: it is left to do it itself."""
+
+
+@pytest.mark.skipif(OLD, reason="bitsandbytes 0.49 gives other bytes, so the fast way is not taken")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_fast_way_is_taken(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nf4.is_exact(dtype)
@@ -115,6 +121,8 @@ def test_every_bfloat16_value_has_the_same_level_in_any_block() -> None:
     torch.full((2, 64), torch.inf), torch.zeros(4, 64),
 ], ids=["part of a block", "one more", "not contiguous", "infinite", "zero"])  # fmt: skip
 def test_what_the_fast_way_does_not_take_is_left_to_bitsandbytes(weight: torch.Tensor) -> None:
+    if OLD and weight.numel() == 65:
+        pytest.skip("bitsandbytes 0.49 itself fails on a block of one value")
     require_same(weight, nested=False)
 
 

@@ -22,6 +22,7 @@ from qlora_core.models.names import hits, shortest_suffixes
 from qlora_core.models.parts import Structure, below
 from qlora_core.models.roles import cast_weights, raw_weights
 from qlora_core.registry.detect import installed
+from qlora_core.testing.contract import require_class
 
 FAMILIES = list(installed().architectures.values())
 
@@ -48,8 +49,7 @@ STATE_SPACE = small("bamba", mamba_n_heads=4, mamba_d_head=32,
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_with_its_family_removed_a_model_gets_the_same_layers(family: Any) -> None:
     """The fallback against the plugin, layer by layer and role by role."""
-    if family.example.get("auto_map"):
-        pytest.skip("its class comes with its checkpoints")
+    require_class(family, family.example["model_type"])
     structure = structure_of(dict(family.example))
     modules = set(structure.modules)
     barred = hits(modules, family.targets.never)

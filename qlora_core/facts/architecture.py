@@ -90,5 +90,7 @@ class Architecture:
     """Only for what a fact cannot say. Called after loading, before adapters are attached."""
     example: ModelConfig = field(default_factory=dict)
     """The smallest config that builds the family: makes it testable offline, in seconds."""
+    since: str = "5.0"
+    """The oldest transformers release on which these facts were found to hold."""
     source: str = ""
     """Where the facts come from (a paper, a model card, a file of transformers)."""

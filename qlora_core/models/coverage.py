@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import transformers
 from torch import nn
 
 from qlora_core.errors import BadInput
@@ -15,7 +16,7 @@ from qlora_core.models.names import hits
 from qlora_core.models.parts import ExpertStack, LinearLayer, Structure, below
 from qlora_core.models.quantization import MISSED, STACKS, count_quantized
 from qlora_core.models.roles import ADAPTABLE, NEVER
-from qlora_core.models.skeleton import build_skeleton, register_classes
+from qlora_core.models.skeleton import build_skeleton, register_classes, too_old_for
 from qlora_core.models.structure import analyse
 from qlora_core.registry.detection import Detection, Notice
 from qlora_core.registry.targets import ResolvedTargets
@@ -136,6 +137,13 @@ def _objections(
 ) -> Iterator[Notice]:
     targets = detection.targets.target_modules
     family = detection.architecture.name
+    if too_old_for(detection.architecture):
+        yield Notice(
+            "older-transformers",
+            f"{family} is described as of transformers {detection.architecture.since}, "
+            f"and {transformers.__version__} is installed: names may differ",
+            "update transformers, or compare with `qlora-core detect --build`",
+        )
     if isinstance(targets, list):
         idle = [t for t in targets if not hits(structure.modules, [t])]
         if idle:

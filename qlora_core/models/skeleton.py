@@ -62,6 +62,16 @@ def build_skeleton(
         return _from_config(parsed, device)
 
 
+def installed_release() -> tuple[int, ...]:
+    """The major and minor number of the installed transformers."""
+    return tuple(map(int, transformers.__version__.split(".")[:2]))
+
+
+def too_old_for(architecture: Architecture) -> bool:
+    """Whether the installed transformers is older than the family's facts."""
+    return installed_release() < tuple(map(int, architecture.since.split(".")))
+
+
 def known_types() -> list[str]:
     """All model types that the installed transformers can build as text generators."""
     names = [

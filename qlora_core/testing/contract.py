@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
+import transformers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -18,7 +19,12 @@ from qlora_core.models.adapters import attach, check_gradients
 from qlora_core.models.loader import load_model
 from qlora_core.models.names import hits
 from qlora_core.models.parts import Structure, below
-from qlora_core.models.skeleton import build_skeleton, register_classes
+from qlora_core.models.skeleton import (
+    build_skeleton,
+    installed_release,
+    register_classes,
+    too_old_for,
+)
 from qlora_core.models.structure import analyse
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Fit
@@ -26,6 +32,8 @@ from qlora_core.registry.manager import PluginRecord
 from qlora_core.training.losses import summed_loss
 
 OURS = "qlora-core"
+NEWEST_TRANSFORMERS = (5, 23)
+"""The newest supported release: our families describe the types that it knows."""
 CONVERSATION = (
     {"role": "system", "content": "Be <brief>."},
     {"role": "user", "content": "What is 2 + 2?"},
@@ -190,7 +198,7 @@ class ArchitectureContract:
 
     def test_in_4_bits_every_adapter_learns(self, case: Case, tmp_path: Path) -> None:
         """Load the example in NF4, take one step: every layer 4-bit, every adapter a gradient."""
-        _needs_class(case)
+        require_class(case.family, case.model_type)
         torch.manual_seed(0)
         base: Any = build_skeleton(case.config, device="cpu")
         _save(_awake(base), case.config, tmp_path)
@@ -233,14 +241,24 @@ def _marked(case: Case, plugin: str) -> Any:
     return pytest.param(case, id=name, marks=[pytest.mark.slow] if more else [])
 
 
-def _needs_class(case: Case) -> None:
-    """Skip, visibly, where the class comes with the checkpoints: their code is never run here."""
-    if case.family.example.get("auto_map") and case.model_type not in CONFIG_MAPPING:
-        pytest.skip(f"the class of {case.model_type} comes with its checkpoints (auto_map)")
+def require_class(family: Architecture, model_type: str) -> None:
+    """Skip, visibly, where there is no class to examine, or another than the facts describe.
+
+    It may come with the checkpoints, whose code is never run here, or with a transformers
+    that is newer than the installed one; on the newest supported one every type must be known.
+    """
+    if too_old_for(family):
+        pytest.skip(f"{family.name} is described as of transformers {family.since}")
+    if model_type in CONFIG_MAPPING:
+        return
+    if family.example.get("auto_map"):
+        pytest.skip(f"the class of {model_type} comes with its checkpoints (auto_map)")
+    if installed_release() < NEWEST_TRANSFORMERS:
+        pytest.skip(f"transformers {transformers.__version__} does not know {model_type} yet")
 
 
 def _structure(case: Case) -> Structure:
-    _needs_class(case)
+    require_class(case.family, case.model_type)
     return _analysed(case.family.name, case.model_type)
 
 

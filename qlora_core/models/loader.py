@@ -153,12 +153,7 @@ def load_model(
     )
     unexpected = require_all_weights(information, detection.model)
     _settle(model, detection.model, target)
-    prepare_for_training(model)
-    report = count_quantized(model, detection.architecture)
-    report.require_complete()
-    if detection.architecture.prepare_model is not None:
-        detection.architecture.prepare_model(model)
-    registry.prepare("qlora_prepare_model", model, detection.architecture)
+    report = _made_ready(model, detection.architecture, registry)
     return LoadedModel(
         model=model,
         detection=detection,
@@ -168,6 +163,17 @@ def load_model(
         quantization=report,
         unexpected=unexpected,
     )
+
+
+def _made_ready(model: Any, architecture: Architecture, registry: Registry) -> QuantizationReport:
+    """Freeze, count what is 4-bit, and let the family and the plugins prepare the model."""
+    prepare_for_training(model)
+    report = count_quantized(model, architecture)
+    report.require_complete()
+    if architecture.prepare_model is not None:
+        architecture.prepare_model(model)
+    registry.prepare("qlora_prepare_model", model, architecture)
+    return report
 
 
 def _check_choices(quantize: str | None, attn_implementation: str | None) -> None:

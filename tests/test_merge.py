@@ -19,7 +19,6 @@ from qlora_core.models.adapters import attach
 from qlora_core.models.loader import load_model
 from qlora_core.models.merge import merge
 from qlora_core.models.shards import INDEX
-from qlora_core.models.skeleton import installed_release
 from qlora_core.models.trained import base_hash
 from qlora_core.registry.detect import installed
 
@@ -138,14 +137,6 @@ def test_onto_the_original_base_it_is_what_plain_peft_merges(run: Path, tmp_path
     assert relative(report.loss["merged"], report.loss["original"]) < 1e-3
 
 
-EXPERTS = pytest.mark.xfail(
-    installed_release() < (5, 23),
-    reason="known fault: with transformers 5.0 merges of fused experts fail in the whole suite "
-    "(mixed dtypes in grouped products; a freed graph in PEFT 0.18), though not alone",
-    strict=False,
-)
-
-
 @pytest.mark.parametrize(
     ("family", "lora"),
     [
@@ -153,8 +144,8 @@ EXPERTS = pytest.mark.xfail(
         ("falcon", {}),  # a subclass of nn.Linear
         ("gpt_neox", {"rslora": True}),
         ("mistral", {"dora": True}),
-        pytest.param("mixtral", {"targets": "all"}, marks=EXPERTS),  # in parts, other names
-        pytest.param("mixtral", {"targets": "all,experts", "quantize": None}, marks=EXPERTS),
+        ("mixtral", {"targets": "all"}),  # in parts, other names
+        ("mixtral", {"targets": "all,experts", "quantize": None}),
     ],
 )
 def test_every_kind_of_layer_merges(tmp_path: Path, family: str, lora: dict[str, Any]) -> None:

@@ -212,6 +212,18 @@ def _parametrize(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
     replace_parameter_4bit_prequantized(
         model.get_submodule(owner), name, state.as_dict(packed=True), parameter.device
     )
+    _always_close_cache(model.get_submodule(owner))
+
+
+def _always_close_cache(module: nn.Module) -> None:
+    """Close the cache of dequantized stacks even when a forward ends early.
+
+    Activation checkpointing ends recomputation by an exception; bitsandbytes before 0.50
+    then leaves the process-wide cache open, and later models get stale stacks.
+    """
+    for number, hook in module._forward_hooks.items():
+        if getattr(hook, "__name__", "") == "_disable_parametrization_cache":
+            module._forward_hooks_always_called[number] = True
 
 
 def prepare_for_training(model: nn.Module) -> None:

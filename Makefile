@@ -14,7 +14,7 @@ STAMP := $(ENV)/.qlora-core-installed
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | tr ' ' -)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test setup lint sweep bench clean
+.PHONY: demo test setup lint sweep soak bench clean
 
 demo: setup
 	$(PYTHON) -m qlora_core.cli.main demo
@@ -40,8 +40,12 @@ lint: setup
 bench: setup
 	$(PYTHON) benchmarks/quality.py
 
+# The long exams: every architecture; every fault. Their figures are kept with the code.
 sweep: setup
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m exams.sweep --json benchmarks/results/sweep.json
+
+soak: setup
+	$(PYTHON) -m exams.soak --json benchmarks/results/soak.json
 
 clean:
 	rm -rf build dist demo-run .pytest_cache .mypy_cache .ruff_cache

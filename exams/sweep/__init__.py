@@ -1,0 +1,1 @@
+"""Every architecture, one by one. ``python -m exams.sweep --help``"""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from exams.soak import resume
 from exams.suite import Suite, main
 
-SUITES: list[Suite] = []
+SUITES: list[Suite] = [
+    resume.SUITE,
+]
 
 if __name__ == "__main__":
     sys.exit(main("soak", SUITES))

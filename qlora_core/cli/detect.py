@@ -100,7 +100,7 @@ def _lines(detection: Detection, *, explain: bool) -> list[str]:
         ("prompt format", f"{prompt['name']}  (from {prompt['source']})"),
         *_coverage_rows(detection),
     ]  # fmt: skip
-    lines = [f"{name:<18}{value}" for name, value in rows if value]
+    lines = [f"{name:<17} {value}" for name, value in rows if value]
     for notice in detection.warnings:
         lines += [f"warning [{notice.code}] {notice.message}", f"  -> {notice.remedy}"]
     if explain:

@@ -11,7 +11,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from qlora_core import ENGINE_PACKAGES, __version__
 from qlora_core.cli import demo, detect, generate, merge, plugins, train, verify
@@ -21,7 +22,22 @@ COMMANDS = (detect, train, generate, merge, verify, plugins, demo)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments without a page of usage in front of it."""
+    """Says what is wrong with the arguments without a page of usage in front of it.
+
+    Flags are spelt out: ``--learning-rat`` is an unknown flag, not a guess.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """An unknown flag is named by the command that does not know it, with the nearest one."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            close = get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.7)
+            self.error(f"unknown argument {flag}" + "".join(f", did you mean {c}?" for c in close))
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n  -> see {self.prog} --help\n")

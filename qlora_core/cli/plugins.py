@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +69,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "test_contract.py"
         path.write_text(test, encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        command += ["-c", os.devnull, "--rootdir", folder, str(path)]
-        return int(subprocess.run(command, check=False).returncode != 0)  # noqa: S603
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--no-header"]
+        command += ["-W", "ignore::DeprecationWarning", "-c", os.devnull, "--rootdir", folder]
+        command.append(path.name)
+        return int(subprocess.run(command, cwd=folder, check=False).returncode != 0)  # noqa: S603
 
 
 def run_new(arguments: argparse.Namespace) -> int:
@@ -98,8 +100,11 @@ def _known_plugin(arguments: argparse.Namespace) -> str:
     name = path.resolve() if path.suffix == ".py" else arguments.name
     record = records.get(path.stem)
     if record is None:
+        close = get_close_matches(path.stem, records, n=3)
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
         raise BadInput(
-            f"no plugin is called {arguments.name!r}", f"installed: {', '.join(sorted(records))}"
+            f"no plugin is called {arguments.name!r}",
+            f"{meant}`qlora-core plugins` lists the installed ones; a file ends in .py",
         )
     if record.status == "broken" and "No module named 'torch'" in record.detail:
         raise MissingEngine("torch")

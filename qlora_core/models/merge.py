@@ -76,6 +76,8 @@ class MergeReport:
             f"merged onto the {onto} base, {self.method}: {self.output}",
             f"{size}; {self.weights} weights changed, {self.adapted} of them by the adapter",
         ]
+        if self.loss:
+            lines.append("on a few fixed texts, not yours, to tell whether they compute the same:")
         names = {"trained": "as trained", "merged": "merged", "original": "on the original base"}
         for key, loss in self.loss.items():
             apart = self.logits_difference.get(key)

@@ -83,6 +83,8 @@ def _read(path: Path) -> dict[str, Any]:
     """The mapping that a settings file holds, its keys checked."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise BadInput(f"there is no settings file {path}", "check --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read settings from {path}: {error}", "check --config") from None
     values = _parse(path, text)

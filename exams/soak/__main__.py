@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from exams.soak import resume
+from exams.soak import damage, resume
 from exams.suite import Suite, main
 
 SUITES: list[Suite] = [
     resume.SUITE,
+    damage.SUITE,
 ]
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_name(f"{STAGING}{uuid4().hex[:8]}-{path.name}")
     try:
         with aside.open("w", encoding="utf-8", newline="\n") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write(_text(value))
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -83,10 +83,13 @@ def damage(folder: Path) -> str | None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of ``folder``. Raises OSError or ValueError."""
-    value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
+    """The manifest of ``folder``. Raises OSError, and ValueError where a bit of it has changed."""
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    value = json.loads(text)
+    if not isinstance(value, dict) or text != _text(value):
+        raise ValueError("not as it was written")
+    if value.pop("digest", None) != _digest(value):
+        raise ValueError("its own SHA-256 differs")
     return value
 
 
@@ -154,7 +157,16 @@ def _seal(staging: Path, facts: Mapping[str, Any]) -> None:
         path.chmod(0o666 & ~umask)  # safetensors makes files that nobody else can read
         sync(path)
         files[path.name] = {"sha256": sha256(path), "size": path.stat().st_size}
-    write_json(staging / MANIFEST, {"schema": 1, **facts, "files": files})
+    value = {"schema": 1, **facts, "files": files}
+    write_json(staging / MANIFEST, value | {"digest": _digest(value)})
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(value).encode()).hexdigest()
 
 
 def _demand_space(folder: Path, size: int) -> None:

@@ -101,6 +101,14 @@ def test_a_bad_value_is_refused_with_its_file_and_key(tmp_path: Path, line: str,
     assert said in str(caught.value)
 
 
+def test_a_bad_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('model = "m"\ndata = "d"\noutput = "o"\n')
+    with pytest.raises(BadInput) as refused:
+        settings_from(file, {"rank": 0})
+    assert refused.value.problem == "rank = 0: must be at least 1"
+
+
 def test_epochs_and_max_steps_contradict_each_other_unless_a_flag_decides(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"epochs.*max_steps"):
         settings_from(written(tmp_path, "epochs = 2\nmax_steps = 9\n"), NEEDED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from qlora_core import Run
+from qlora_core.errors import BadInput
 from qlora_core.registry.manager import Registry
 from qlora_core.training.runs import new_record
+from qlora_core.training.schema import TrainSettings
+from qlora_core.training.setup import registry_for
 
 LINES = (
     {"step": 1, "loss": 2.5, "learning_rate": 1e-4, "gradient_norm": 0.5, "tokens": 10},
@@ -51,3 +55,10 @@ def test_a_missing_package_is_said_once(
         assert not observed(tmp_path, ("tensorboard",)).exists()
     assert [r.message for r in caplog.records if "qlora-core[tensorboard]" in r.message] != []
     assert len(caplog.records) == 1
+
+
+def test_a_tracker_that_no_plugin_writes_is_refused_before_the_run(tmp_path: Path) -> None:
+    settings = TrainSettings(model="m", data="d", output=str(tmp_path), trackers=("tensorbord",))
+    with pytest.raises(BadInput, match="no active plugin is called 'tensorbord'"):
+        registry_for(settings)
+    assert registry_for(dataclasses.replace(settings, trackers=("tensorboard",))).records

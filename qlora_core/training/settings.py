@@ -55,7 +55,7 @@ def settings_from(config_file: Path | None, flags: Mapping[str, Any]) -> TrainSe
     try:
         return TrainSettings(**values)
     except BadInput as error:
-        if config_file is None:
+        if config_file is None or error.problem.partition(" ")[0] in given:
             raise
         raise BadInput(f"{config_file}: {error.problem}", error.remedy) from None
 

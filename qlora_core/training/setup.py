@@ -81,11 +81,22 @@ class Inputs:
         )
 
 
-def registry_for(settings: TrainSettings) -> Registry:
-    """The registry that the settings ask for."""
-    if settings.plugin or settings.block:
-        return Registry.from_environment(files=settings.plugin, block=settings.block)
-    return installed()
+def registry_for(settings: TrainSettings, registry: Registry | None = None) -> Registry:
+    """The registry that the settings ask for, unless one is given; it has all their trackers.
+
+    Raises BadInput for a tracker that is no active plugin: nothing would be written for it.
+    """
+    if registry is None and (settings.plugin or settings.block):
+        registry = Registry.from_environment(files=settings.plugin, block=settings.block)
+    registry = registry or installed()
+    active = [record.name for record in registry.records if record.status == "active"]
+    for name in settings.trackers:
+        if name not in active:
+            raise BadInput(
+                f"trackers: no active plugin is called {name!r}: nothing would be written for it",
+                "`qlora-core plugins` lists them; ours is tensorboard",
+            )
+    return registry
 
 
 def place_of(settings: TrainSettings) -> tuple[torch.device, torch.dtype]:

@@ -49,7 +49,7 @@ def train(
     the model does not learn, TrainingStopped where the numbers or the disk do not let it go on,
     and TrainingInterrupted (with its ``exit_code``) after SIGINT or SIGTERM.
     """
-    registry = setup.registry_for(settings) if registry is None else registry
+    registry = setup.registry_for(settings, registry)
     device, _ = setup.place_of(settings)
     processes = Processes(cpu=device.type == "cpu")
     progress = default_progress(processes.main) if progress is None else progress
@@ -111,7 +111,7 @@ def dry_run(settings: TrainSettings, registry: Registry | None = None) -> DryRun
 
     Raises BadInput and DetectionError as ``train`` does.
     """
-    registry = setup.registry_for(settings) if registry is None else registry
+    registry = setup.registry_for(settings, registry)
     detection = setup.detect_model(settings, registry)
     inputs = setup.read_inputs(settings, detection, registry, side_file=None)
     batches = inputs.batches(Processes(cpu=inputs.device.type == "cpu"))

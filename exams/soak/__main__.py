@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from exams.soak import damage, resume
+from exams.soak import crash_points, damage, resume
 from exams.suite import Suite, main
 
 SUITES: list[Suite] = [
     resume.SUITE,
     damage.SUITE,
+    crash_points.SUITE,
 ]
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from test_registry import family, plugin, record
 
 from qlora_core import LoraTargets, Registry, detect
 from qlora_core.errors import BadInput, DetectionError, QloraError
+from qlora_core.registry.detection import Fit, judge
 from qlora_core.registry.targets import resolve_targets
 
 
@@ -161,9 +162,9 @@ def folder_with(tmp_path: Path, text: str | bytes, name: str = "config.json") ->
         ('{"model_type": "a", "model_type": "b"}', "stands twice"),
         ('{"model_type": NaN}', "NaN"),
         ("[" * 100_000, "nested too deep|not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
         ("{}", "names no model_type"),
-        ('{"model_type": 3}', "names no model_type"),
+        ('{"model_type": 3}', "model_type.* is 3, expected text"),
         (" " * (4 * 2**20 + 1), "has 4,194,305 bytes"),
     ],
 )
@@ -225,3 +226,18 @@ def test_what_a_config_hides_is_said(config: dict[str, Any], code: str) -> None:
 def test_detect_says_what_it_takes() -> None:
     with pytest.raises(QloraError, match="cannot use a int"):
         detect(3)
+
+
+def test_infinity_is_read_as_published_configs_hold_it(tmp_path: Path) -> None:
+    for number, value in enumerate(("Infinity", '{"__float__": "Infinity"}')):
+        (tmp_path / str(number)).mkdir()
+        folder = folder_with(
+            tmp_path / str(number), f'{{"model_type": "mamba2", "time_step_limit": [0, {value}]}}'
+        )
+        assert detect(folder).config["time_step_limit"] == [0, float("inf")]
+
+
+def test_a_condition_that_cannot_read_a_config_is_a_reason_and_no_crash() -> None:
+    verdict = judge(LARGE, {"model_type": "toy", "hidden_size": "5000"})
+    assert verdict.fit is Fit.NONE
+    assert "whether The model is large cannot be told: TypeError" in verdict.reason

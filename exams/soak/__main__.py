@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from exams.soak import crash_points, damage, resume
+from exams.soak import crash_points, damage, hostile_folders, resume
 from exams.suite import Suite, main
 
 SUITES: list[Suite] = [
     resume.SUITE,
     damage.SUITE,
     crash_points.SUITE,
+    hostile_folders.SUITE,
 ]
 
 if __name__ == "__main__":

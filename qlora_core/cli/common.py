@@ -31,3 +31,10 @@ def registry_from(arguments: argparse.Namespace) -> Registry:
     from qlora_core.registry.manager import Registry
 
     return Registry.from_environment(files=arguments.plugin, block=arguments.block)
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal: what strangers' files say may hold its control sequences."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )

@@ -6,7 +6,12 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from qlora_core.cli.common import add_model_flags, add_plugin_flags, registry_from
+from qlora_core.cli.common import (
+    add_model_flags,
+    add_plugin_flags,
+    printable,
+    registry_from,
+)
 
 if TYPE_CHECKING:
     from qlora_core.registry.detection import Detection
@@ -73,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(snippet(detection, arguments.snippet, arguments.rank))
     else:
-        print("\n".join(_lines(detection, explain=arguments.explain)))
+        print(printable("\n".join(_lines(detection, explain=arguments.explain))))
         if plan is not None:
             print(
                 f"\nmemory of one training step, {arguments.tokens:,} tokens, rank {arguments.rank}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 from qlora_core import ENGINE_PACKAGES, __version__
 from qlora_core.cli import demo, detect, generate, merge, plugins, train, verify
+from qlora_core.cli.common import printable
 from qlora_core.errors import MissingEngine, QloraError
 
 COMMANDS = (detect, train, generate, merge, verify, plugins, demo)
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     _no_noise()
     _set_environment()
+    _survive_any_text()
     namespace = parser().parse_args(arguments)
     try:
         return int(namespace.run(namespace))
@@ -80,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(error: QloraError) -> int:
-    print(f"qlora-core: error: {error}", file=sys.stderr)
+    print(printable(f"qlora-core: error: {error}"), file=sys.stderr)
     return error.exit_code
 
 
@@ -101,6 +104,12 @@ def _set_environment() -> None:
     # have a new shape each step, and none comes twice. The demo's peak falls by a fifth.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _survive_any_text() -> None:
+    """A name that the terminal's encoding lacks is shown escaped, as standard error does it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -20,6 +21,8 @@ from qlora_core.facts.architecture import Architecture
 _TEXT = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
 _IMAGE = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 _NOT_FOR_SHAPE = ("model_type", "quantization_config", "auto_map", "dtype", "torch_dtype")
+MAX_MODULES = 200_000
+"""The largest published models have some 100,000, where every expert is a module of its own."""
 
 
 def register_classes(architecture: Architecture) -> None:
@@ -94,7 +97,7 @@ def _from_config(config: Any, device: str) -> nn.Module:
     part = _own_part(config) if text else config
     auto = transformers.AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
     build = auto.from_config if part is config else _TEXT[type(config)]._from_config
-    with torch.device(device):
+    with torch.device(device), _bounded():
         model: Any = build(part, attn_implementation="eager")
     model.tie_weights()  # older releases leave it out on the meta device
     return cast("nn.Module", model.eval())
@@ -130,6 +133,27 @@ def _unknown(model_type: str, *, remote: bool) -> BadInput:
         + (f"; close: {', '.join(close)}" if close else ""),
         "; ".join(remedies) + "; or describe it with a plugin: `qlora-core plugins new`",
     )
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Stop a config whose numbers multiply (layers, experts) before it takes hours."""
+    count = 0
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_MODULES:
+            raise BadInput(
+                f"the config describes more than {MAX_MODULES:,} modules",
+                "check its numbers of layers and experts against the model's card",
+            )
+
+    handle = register_module_module_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager

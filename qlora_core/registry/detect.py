@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture, ModelConfig
 from qlora_core.registry.detection import Detection, Notice, choose, is_nested
 from qlora_core.registry.files import ModelFolder, read_json
+from qlora_core.registry.limits import check_config
 from qlora_core.registry.manager import Registry
 from qlora_core.registry.special_tokens import prompt_facts, tokenizer_facts
 from qlora_core.registry.targets import resolve_targets
@@ -72,10 +74,12 @@ def _read(
     if isinstance(model, str | Path):
         path = Path(model)
         folder = ModelFolder(model, revision=revision, offline=offline)
-        config = read_json(path) if path.is_file() else folder.config()
         name, where = str(model), folder
+        config = read_json(path) if os.path.isfile(path) else folder.config()
+        check_config(config, name)
     elif isinstance(model, Mapping):
         name, config, where = str(model.get("_name_or_path") or "(a config)"), dict(model), None
+        check_config(config, name)
     elif hasattr(getattr(model, "config", None), "to_dict"):
         config = model.config.to_dict()
         name, where = str(getattr(model.config, "_name_or_path", "") or type(model).__name__), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import IntEnum
@@ -110,10 +110,7 @@ def judge(architecture: Architecture, config: ModelConfig) -> Verdict:
             claim = f"{where}model_type is {model_type!r}"
             if architecture.where is None:
                 return Verdict(name, Fit.MODEL_TYPE, claim)
-            condition = _first_line(architecture.where.__doc__) or "its condition"
-            if architecture.where(part):
-                return Verdict(name, Fit.REFINED, f"{claim} and it holds that {condition}")
-            return Verdict(name, Fit.NONE, f"{claim} but it does not hold that {condition}")
+            return _refined(architecture, architecture.where, part, claim)
     for class_name in config.get("architectures") or ():
         for pattern in architecture.class_names:
             if fnmatchcase(str(class_name), pattern):
@@ -122,6 +119,23 @@ def judge(architecture: Architecture, config: ModelConfig) -> Verdict:
     return Verdict(
         name, Fit.NONE, f"claims model_type {types}" if types else "claims no model_type"
     )
+
+
+def _refined(
+    architecture: Architecture,
+    where: Callable[[ModelConfig], bool],
+    part: ModelConfig,
+    claim: str,
+) -> Verdict:
+    condition = _first_line(where.__doc__) or "its condition"
+    try:
+        holds = where(part)
+    except Exception as error:  # a config may hold any value where a plugin expects a number
+        reason = f"{claim} but whether {condition} cannot be told: {type(error).__name__}: {error}"
+        return Verdict(architecture.name, Fit.NONE, reason)
+    if holds:
+        return Verdict(architecture.name, Fit.REFINED, f"{claim} and it holds that {condition}")
+    return Verdict(architecture.name, Fit.NONE, f"{claim} but it does not hold that {condition}")
 
 
 def choose(

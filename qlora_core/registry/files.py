@@ -7,6 +7,7 @@ nothing is executed and no weights are opened.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from qlora_core.registry import hub
 
 MAX_BYTES = 4 * 2**20
 """The largest settings file that is read. Real ones are some kilobytes."""
+MAX_PARTS = 100_000
+"""The most objects, lists and keys: each costs far more time and memory than its bytes."""
+CHECK = "check that this is the right file"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
 
 
@@ -27,11 +31,12 @@ class ModelFolder:
         self.name = str(model)
         self.revision = revision
         self.offline = offline
-        path = Path(model).expanduser()
+        # os.path's answers False where Path's raises: unknown users, names that are too long
+        path = Path(os.path.expanduser(model))
         self.folder: Path | None = None
-        if path.is_dir():
+        if os.path.isdir(path):
             self.folder = path
-        elif path.is_file():
+        elif os.path.isfile(path):
             self.folder = path.parent
         elif not _may_be_hub_id(self.name):
             raise BadInput(
@@ -52,7 +57,7 @@ class ModelFolder:
         if self.folder is None:
             return hub.download(self.name, filename, self.revision, offline=self.offline)
         path = self.folder / filename
-        return path if path.exists() or path.is_symlink() else None
+        return path if os.path.lexists(path) else None
 
     def config(self) -> dict[str, Any]:
         """The model's ``config.json``. Raises BadInput where there is none, with what is there."""
@@ -80,39 +85,59 @@ class ModelFolder:
 
 
 def read_json(path: Path, *, within: Path | None = None) -> dict[str, Any]:
-    """One JSON object from a regular file of at most 4 MiB.
+    """One JSON object from a file as `read_text` takes it.
 
-    Refused with BadInput: links that leave ``within`` (other than into a Hub cache's
-    ``blobs``), keys that stand twice, NaN and Infinity, and nesting too deep to parse.
+    Refused with BadInput: keys that stand twice, NaN, more than 100,000 objects, lists and keys,
+    and nesting too deep to parse. Infinity is read: published configs hold it, as the word or as
+    transformers 5 writes it, ``{"__float__": "Infinity"}``.
     """
-    target = path.resolve()
-    if within is not None and path.is_symlink() and not _link_allowed(target, within.resolve()):
-        raise BadInput(f"{path} is a link to {target}, outside the folder", "copy the file here")
-    if not target.is_file():
-        raise BadInput(f"{path} is not a regular file", "give the folder of a model")
-    size = target.stat().st_size
-    if size > MAX_BYTES:
-        raise BadInput(f"{path} has {size:,} bytes; settings files have at most {MAX_BYTES:,}",
-                       "check that this is the right file")  # fmt: skip
+    text = read_text(path, within=within)
+    if sum(map(text.count, "{[:")) > MAX_PARTS:
+        raise BadInput(f"{path} holds more than {MAX_PARTS:,} objects, lists and keys", CHECK)
     try:
-        value = json.loads(
-            target.read_bytes().decode("utf-8-sig"),
-            object_pairs_hook=_no_key_twice,
-            parse_constant=_no_constant,
-        )
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
-        what = str(error) or "nested too deep"
+        what = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise BadInput(f"{path} is not valid JSON: {what}", "repair the file") from None
     if not isinstance(value, dict):
         raise BadInput(f"{path} holds a {type(value).__name__}, not an object", "check the file")
     return value
 
 
+def read_text(path: Path, *, within: Path | None = None) -> str:
+    """The UTF-8 text of a regular file of at most 4 MiB.
+
+    Raises BadInput for anything else, such as pipes and devices, for a file that may not be
+    read, and for a link that leaves ``within`` (other than into a Hub cache's ``blobs``).
+    """
+    try:
+        target = path.resolve(strict=True)
+        if within is not None and path.is_symlink() and not _allowed(target, within.resolve()):
+            problem = f"{path} is a link to {target}, outside the folder"
+            raise BadInput(problem, "copy the file here")
+        if not target.is_file():
+            raise BadInput(f"{path} is not a regular file", "give the folder of a model")
+        with target.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+            size = max(len(content), target.stat().st_size)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
+        what = getattr(error, "strerror", None) or "a link that leads nowhere"
+        raise BadInput(f"{path} cannot be read: {what}", "check the file") from None
+    if size > MAX_BYTES:
+        problem = f"{path} has {size:,} bytes; settings files have at most {MAX_BYTES:,}"
+        raise BadInput(problem, CHECK)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start} is not UTF-8"
+        raise BadInput(f"{path} is not valid text: {what}", "repair the file") from None
+
+
 def chat_template(folder: ModelFolder, tokenizer_config: Mapping[str, Any]) -> str | None:
     """The chat template's text, from its own file or from ``tokenizer_config.json``."""
     path = folder.path("chat_template.jinja")
-    if path is not None and path.stat().st_size <= MAX_BYTES:
-        return path.read_text(encoding="utf-8")
+    if path is not None:
+        return read_text(path, within=folder.folder)
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
         named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
@@ -120,22 +145,34 @@ def chat_template(folder: ModelFolder, tokenizer_config: Mapping[str, Any]) -> s
     return template if isinstance(template, str) else None
 
 
-def _link_allowed(target: Path, folder: Path) -> bool:
-    return target.is_relative_to(folder) or target.parent.name == "blobs"
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as ``object_pairs_hook`` makes it. Raises ValueError for a repeated key."""
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f'the key "{twice[:60]}" stands twice in one object')
+    return mapping
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    mapping = no_key_twice(pairs)
+    if mapping.keys() == {"__float__"}:
+        return _constant(str(mapping["__float__"]))
+    return mapping
+
+
+def _constant(name: str) -> float:
+    if name not in ("Infinity", "-Infinity"):
+        raise ValueError(f"{name[:60]} is not JSON")
+    return float(name)
+
+
+def _allowed(target: Path, folder: Path) -> bool:
+    """Whether a link may lead there: below the folder, or to the blobs of its Hub cache."""
+    cache = target.parent.parent if target.parent.name == "blobs" else folder
+    return target.is_relative_to(folder) or folder.is_relative_to(cache / "snapshots")
 
 
 def _may_be_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None and not name.startswith((".", "~"))
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return mapping
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

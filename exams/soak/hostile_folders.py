@@ -1,0 +1,157 @@
+"""Model folders made to harm: every one is read or refused, at once, and nothing of it runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import qlora_base
+
+from exams.soak.hostile_configs import FOLDERS
+from exams.soak.traps import peak_of, watch
+from exams.suite import Case, Suite
+from qlora_core.cli.main import main
+from qlora_core.registry.detect import detect, installed
+
+SECONDS, MEGABYTES = 0.3, 100.0
+"""What plain ``detect`` may take."""
+BUILD_SECONDS = 30.0
+"""What building the skeleton may take, warm; the limits on numbers keep it finite."""
+
+
+def cases(count: int, seed: int) -> Iterator[Case]:
+    """Every folder with `detect`; then its skeleton and a dry run; then fresh processes."""
+    del seed
+    installed()
+    watch(lambda: detect({"model_type": "nobody-knows-it"}))  # loads the engine once
+    with tempfile.TemporaryDirectory() as place:
+        made = list(_made(Path(place)))
+        for name, folder in made:
+            yield _detected(name, folder)
+        done = len(made)
+        if count > done:
+            for name, folder in made:
+                yield _commanded(f"{name}, detect --build", folder, ["detect", "--build"])
+                yield _commanded(f"{name}, train --dry-run", folder, _dry_run(Path(place)))
+                done += 2
+            for name, folder in made[:: max(1, len(made) // 24)]:
+                yield _fresh(name, folder)
+
+
+def _made(place: Path) -> Iterator[tuple[str, Path]]:
+    for number, (name, write) in enumerate(FOLDERS.items()):
+        folder = place / f"{number:02d}"
+        folder.mkdir()
+        write(folder)
+        if not (folder / "tokenizer.json").exists():
+            shutil.copyfile(qlora_base.MODEL / "tokenizer.json", folder / "tokenizer.json")
+        yield name, folder
+
+
+def _detected(name: str, folder: Path) -> Case:
+    found = watch(lambda: detect(folder), patience=20)
+    fault = found.fault(SECONDS) or _touched(folder)
+    peak = peak_of(lambda: detect(folder))
+    if not fault and peak > MEGABYTES:
+        fault = f"allocated {peak:.0f} MB"
+    return Case(f"{name}, detect", not fault, fault, {"seconds": found.seconds, "megabytes": peak})
+
+
+def _commanded(name: str, folder: Path, command: list[str]) -> Case:
+    where = ["--model", str(folder)] if command[0] == "train" else [str(folder)]
+    errors = io.StringIO()
+
+    def run() -> int:
+        with redirect_stdout(io.StringIO()), redirect_stderr(errors):
+            return main([*command[:1], *where, *command[1:]])
+
+    found = watch(run, patience=120)
+    fault = found.fault(BUILD_SECONDS) or _touched(folder)
+    if not fault and found.result not in (0, 2):
+        fault = f"exit code {found.result}"
+    if not fault and found.result == 2 and errors.getvalue().count("error: ") != 1:
+        fault = f"no single message: {errors.getvalue()[:300]!r}"
+    return Case(name, not fault, fault, {"seconds of build": found.seconds})
+
+
+def _dry_run(place: Path) -> list[str]:
+    data = place / "rows.jsonl"
+    if not data.exists():
+        row = {"messages": [{"role": r, "content": "hello"} for r in ("user", "assistant")]}
+        data.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    more = ["--data", str(data), "--output", str(place / "out"), "--offline"]
+    return ["train", "--dry-run", *more]
+
+
+def _fresh(name: str, folder: Path) -> Case:
+    """A new process: its time with Python's own start, its peak of resident memory."""
+    command = [sys.executable, "-m", "qlora_core.cli.main", "detect", str(folder)]
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(command, stdout=output, stderr=output)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    seconds, peak = time.perf_counter() - start, used.ru_maxrss / 1024
+    engine = "transformers" in text or "structure" in text
+    fault = "" if child.returncode in (0, 2) else f"exit code {child.returncode}"
+    fault = fault or ("a traceback" if "Traceback" in text else _touched(folder))
+    if not fault and not engine and peak > MEGABYTES:
+        fault = f"peak of {peak:.0f} MB"
+    kind = "with the engine" if engine else "as a process"
+    figures = {f"seconds {kind}": seconds, f"megabytes {kind}": peak}
+    return Case(f"{name}, a fresh process", not fault, fault, figures)
+
+
+def _touched(folder: Path) -> str:
+    """The canary of the folder, if its code has run."""
+    ran = [path.name for path in folder.glob("*-was-run")]
+    return f"ran code: {ran[0]}" if ran else ""
+
+
+def baseline(count: int, seed: int) -> Iterable[Case]:
+    """AutoConfig of transformers on the same folders, each in a child with 20 s and 4 GB."""
+    del count, seed
+    code = (
+        "import sys, transformers\n"
+        "try:\n    transformers.AutoConfig.from_pretrained(sys.argv[1])\n"
+        "except (OSError, ValueError) as error:\n    print('refused', type(error).__name__)\n"
+    )
+    with tempfile.TemporaryDirectory() as place:
+        for name, folder in _made(Path(place)):
+            yield _plain(name, [sys.executable, "-c", code, str(folder)])
+
+
+def _plain(name: str, command: list[str]) -> Case:
+    start = time.perf_counter()
+    limited = ["bash", "-c", 'ulimit -v 4000000; exec "$@"', "limited", *command]
+    fault = ""
+    try:
+        done = subprocess.run(
+            limited, capture_output=True, text=True, timeout=20, check=False, input=""
+        )
+        if done.returncode:
+            fault = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+    except subprocess.TimeoutExpired:
+        fault = "still running after 20 s"
+    return Case(name, not fault, fault, {"seconds": time.perf_counter() - start})
+
+
+SUITE = Suite(
+    "hostile-folders",
+    "a hostile model folder is read or refused within 0.3 s and 100 MB, and nothing of it runs",
+    cases,
+    full=200,
+    quick=60,
+    baseline=baseline,
+)

@@ -1,0 +1,24 @@
+"""Samples of the exams of hostile and bad input; the whole of them is `python -m exams.soak`."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import pytest
+
+if sys.platform == "win32":
+    pytest.skip("the exams use alarms, pipes and links of Unix", allow_module_level=True)
+
+from exams.soak import hostile_folders
+from exams.suite import Suite
+
+
+def failures(suite: Suite, count: int) -> list[str]:
+    cases = list(itertools.islice(suite.cases(count, 1), count))
+    assert len(cases) == count
+    return [f"{case.name}: {case.detail}" for case in cases if not case.passed]
+
+
+def test_hostile_folders_are_read_or_refused_at_once() -> None:
+    assert failures(hostile_folders.SUITE, 60) == []

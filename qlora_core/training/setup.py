@@ -270,7 +270,7 @@ def _max_length(settings: TrainSettings, detection: Detection) -> int:
         return settings.max_length
     text = {**detection.config, **(detection.config.get("text_config") or {})}
     limits = [int(text[key]) for key in _POSITIONS if isinstance(text.get(key), int)]
-    return min(MAX_LENGTH, *limits)
+    return min([MAX_LENGTH, *(limit for limit in limits if limit > 1)])
 
 
 def _plan(

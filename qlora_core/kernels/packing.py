@@ -120,7 +120,7 @@ def _require_isolation(base: Any, parts: LabelHead) -> None:
     takes_more = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     if "position_ids" not in known or not takes_more:
         raise Unfit("its decoder takes no positions")
-    ids, mask = _two_samples(base)
+    ids, mask = two_samples(base)
     others = ids.clone()
     others[0] = ids[0].roll(1)
     packed = packed_states(parts.decoder, ids, mask)
@@ -134,7 +134,8 @@ def _require_isolation(base: Any, parts: LabelHead) -> None:
         raise Unfit(f"its packed samples differ from padded ones by {off:.1%}")
 
 
-def _two_samples(base: Any) -> tuple[Tensor, Tensor]:
+def two_samples(base: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask of two samples of random tokens, padded on the right: (2, longest)."""
     embeddings = base.get_input_embeddings().weight
     drawn = torch.Generator().manual_seed(1)
     ids = torch.randint(embeddings.shape[0], (2, max(LENGTHS)), generator=drawn)

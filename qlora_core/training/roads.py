@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qlora_core.kernels import packing
+from qlora_core.kernels import fast_layers, packing
 from qlora_core.kernels.head_probe import LabelHead, Unfit, find_head
 from qlora_core.training.losses import IGNORED, Batch, Loss, label_only_loss, summed_loss
 from qlora_core.training.precision import Precision
@@ -20,7 +20,7 @@ def choose_loss(run: Run, model: Any, precision: Precision, *, plain: bool) -> L
     part, a notice says why. ``plain`` asks for the model's own forward. Samples are packed on
     CPUs only.
     """
-    taken = run.record["fast_path"] = {"head": "plain", "batches": "padded"}
+    taken = run.record["fast_path"] = {"head": "plain", "batches": "padded", "layers": "own"}
     if plain:
         return summed_loss
     try:
@@ -37,6 +37,14 @@ def choose_loss(run: Run, model: Any, precision: Precision, *, plain: bool) -> L
         _note(run, "padded-batches", "samples are padded, not packed", reason)
         return label_only_loss(parts)
     taken["batches"] = "packed"
+    try:
+        fast = fast_layers.install(model.get_base_model(), parts, precision.autocast)
+    except Unfit as reason:
+        _note(run, "own-layers", "layers compute by their own code", reason)
+        return packed_loss(parts)
+    taken["layers"] = f"{len(fast.layers)} by hand"
+    for path, why in fast.refused.items():
+        _note(run, "own-layers", f"{path} computes by its own code", Unfit(why))
     return packed_loss(parts)
 
 

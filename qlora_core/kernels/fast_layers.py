@@ -1,0 +1,167 @@
+"""Let decoder layers compute by hand on packed rows, where that is proven to be the same.
+
+A layer's ``forward`` is replaced on the instance: on a packed row it goes through
+``kernels.layer``, on anything else (padded batches, generation, adapters switched off) through
+its own code. Parameters, modules and their names stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qlora_core.kernels.attention import Segment
+from qlora_core.kernels.dequantize import Workspace
+from qlora_core.kernels.elementwise import Elementwise
+from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
+from qlora_core.kernels.layer import Keep, Layer, Row
+from qlora_core.kernels.layer_probe import prove, read_layer, signature
+from qlora_core.kernels.linears import resident
+from qlora_core.kernels.packing import packed_states, two_samples
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass
+class FastLayers:
+    """Which layers of a decoder compute by hand."""
+
+    elementwise: Elementwise = field(default_factory=Elementwise)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    """By path in the decoder, first to last."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Path -> why this layer goes through its own code."""
+
+
+def install(base: Any, parts: LabelHead, autocast: Autocast) -> FastLayers:
+    """Replace what is proven. Raises Unfit where no layer is.
+
+    ``base`` must compute packed rows already (``packing.prepare``).
+    """
+    modules = _decoder_layers(parts.decoder)
+    found = FastLayers()
+    with evaluating(base), torch.no_grad(), autocast():
+        given = _given(parts, base, modules)
+    weights, proven = resident(Workspace()), dict[Any, str]()
+    for path, module in modules.items():
+        reason = _reason(module, given[path], proven)
+        if reason:
+            found.refused[path] = reason
+            continue
+        layer = read_layer(module, weights, found.elementwise)
+        found.layers[path] = layer
+    if not found.layers:
+        raise Unfit(next(iter(found.refused.values())))
+    for path, layer in found.layers.items():
+        _replace(modules[path], layer)
+    return found
+
+
+def _reason(module: nn.Module, given: dict[str, Any], proven: dict[Any, str]) -> str:
+    """Why this layer stays as it is; empty where it need not. Alike layers are proven once."""
+    known = signature(module)
+    if known not in proven:
+        try:
+            prove(module, _row(given), _beside(given))
+            proven[known] = ""
+        except Unfit as unfit:
+            proven[known] = str(unfit)
+        except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+            proven[known] = f"its layers cannot be called alone: {error}"
+    return proven[known]
+
+
+def _decoder_layers(decoder: nn.Module) -> dict[str, nn.Module]:
+    """The longest list of modules in the decoder, by path."""
+    lists = [(p, m) for p, m in decoder.named_modules() if isinstance(m, nn.ModuleList)]
+    path, layers = max(lists, key=lambda pair: len(pair[1]), default=("", nn.ModuleList()))
+    if not len(layers):
+        raise Unfit("its decoder has no list of layers")
+    return {f"{path}.{i}": layer for i, layer in enumerate(layers)}
+
+
+def _given(
+    parts: LabelHead, base: Any, modules: dict[str, nn.Module]
+) -> dict[str, dict[str, Any]]:
+    """What the decoder passes to each layer on a packed row, by name."""
+    seen: dict[str, dict[str, Any]] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if len(arguments) == 1:
+                seen[path] = named
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(note(path), with_kwargs=True)
+        for path, module in modules.items()
+    ]
+    try:
+        packed_states(parts.decoder, *two_samples(base))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if set(seen) != set(modules):
+        raise Unfit("its layers are called otherwise than with hidden states and names")
+    return seen
+
+
+def _beside(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name != "hidden_states"}
+
+
+def _replace(module: Any, layer: Layer) -> None:
+    own = module.forward
+    if getattr(module, "gradient_checkpointing", False):  # the layer sees to it by itself
+        module.gradient_checkpointing = False
+        layer.keep = Keep.INPUT
+
+    def forward(hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
+        packed = "cu_seq_lens_q" in named and named.get("past_key_values") is None
+        if not packed or arguments or not _suits(hidden_states, layer):
+            return own(hidden_states, *arguments, **named)
+        return layer(hidden_states[0], _row(named))[None]
+
+    module.forward = forward
+
+
+def _suits(x: Tensor, layer: Layer) -> bool:
+    """Whether this is one row in the dtype that is computed in, and adapters are as they were."""
+    device = x.device.type
+    right = not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) == x.dtype
+    return right and len(x) == 1 and all(group.is_as_read for group in layer.groups.values())
+
+
+def _row(named: dict[str, Any]) -> Row:
+    """The packed row that a decoder describes by what it passes to its layers."""
+    cos, sin = (part[0, :, None] for part in named["position_embeddings"])
+    bounds = named["cu_seq_lens_q"].tolist()
+    return Row(segments(named.get("attention_mask"), bounds), cos, sin)
+
+
+def segments(mask: Tensor | None, bounds: list[int]) -> list[Segment]:
+    """The samples between ``bounds``, each with its part of a (1, 1, tokens, tokens) mask.
+
+    A mask is bool, or added to the scores. Where the last token sees the first a sample is
+    plainly causal.
+    """
+    pairs = list(zip(bounds, bounds[1:], strict=False))
+    if mask is None:
+        return [Segment(first, last) for first, last in pairs]
+    seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+    made = []
+    for first, last in pairs:
+        own = seen[first:last, first:last]
+        plain = bool(own[-1].all())
+        made.append(Segment(first, last, None if plain else _visible(own)))
+    return made
+
+
+def _visible(seen: Tensor) -> Callable[[int, int], Tensor]:
+    return lambda start, stop: seen[start:stop, :stop]

@@ -10,7 +10,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("the exams use alarms, pipes and links of Unix", allow_module_level=True)
 
-from exams.soak import hostile_folders
+from exams.soak import fuzz_config, hostile_folders
 from exams.suite import Suite
 
 
@@ -22,3 +22,7 @@ def failures(suite: Suite, count: int) -> list[str]:
 
 def test_hostile_folders_are_read_or_refused_at_once() -> None:
     assert failures(hostile_folders.SUITE, 60) == []
+
+
+def test_damaged_configs_are_answered_or_refused() -> None:
+    assert failures(fuzz_config.SUITE, 500) == []

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from exams.soak import crash_points, damage, hostile_folders, resume
+from exams.soak import changes, crash_points, damage, fuzz_config, hostile_folders, resume
 from exams.suite import Suite, main
 
 SUITES: list[Suite] = [
     resume.SUITE,
     damage.SUITE,
+    changes.SUITE,
     crash_points.SUITE,
     hostile_folders.SUITE,
+    fuzz_config.SUITE,
 ]
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +26,15 @@ SECONDS, MEGABYTES = 0.3, 100.0
 """What plain ``detect`` may take."""
 BUILD_SECONDS = 30.0
 """What building the skeleton may take, warm; the limits on numbers keep it finite."""
+
+FRESH = """
+import sys
+from qlora_core.cli.main import main
+code = main(["detect", sys.argv[1]])
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print("transformers" in sys.modules, int(peak.split()[1]) / 1000)
+sys.exit(code)
+"""
 
 
 def cases(count: int, seed: int) -> Iterator[Case]:
@@ -93,23 +102,19 @@ def _dry_run(place: Path) -> list[str]:
 
 
 def _fresh(name: str, folder: Path) -> Case:
-    """A new process: its time with Python's own start, its peak of resident memory."""
-    command = [sys.executable, "-m", "qlora_core.cli.main", "detect", str(folder)]
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(command, stdout=output, stderr=output)
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    seconds, peak = time.perf_counter() - start, used.ru_maxrss / 1024
-    engine = "transformers" in text or "structure" in text
-    fault = "" if child.returncode in (0, 2) else f"exit code {child.returncode}"
-    fault = fault or ("a traceback" if "Traceback" in text else _touched(folder))
-    if not fault and not engine and peak > MEGABYTES:
-        fault = f"peak of {peak:.0f} MB"
-    kind = "with the engine" if engine else "as a process"
-    figures = {f"seconds {kind}": seconds, f"megabytes {kind}": peak}
+    """A new process: the time of its processor with Python's own start, its peak of memory."""
+    start = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", FRESH, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
+    fault = "" if done.returncode in (0, 2) else f"exit code {done.returncode}"
+    fault = fault or ("a traceback" if "Traceback" in done.stderr else _touched(folder))
+    *_, engine, peak = done.stdout.split()
+    if not fault and engine == "False" and float(peak) > MEGABYTES:
+        fault = f"peak of {peak} MB"
+    kind = "with the engine" if engine == "True" else "as a process"
+    figures = {f"seconds {kind}": seconds, f"megabytes {kind}": float(peak)}
     return Case(f"{name}, a fresh process", not fault, fault, figures)
 
 

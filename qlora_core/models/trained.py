@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,6 @@ CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "r
 MERGED = "merge.json"
 """What ``merge`` leaves beside the weights: how they were made."""
 MOST_RANK = 65_536
-BLOCK, BLOCKS = 2**16, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,23 +131,22 @@ def put_on(model: Any, adapter: TrainedAdapter) -> peft.PeftModel:
 
 
 def base_hash(folder: Path) -> str:
-    """SHA-256 over config, names and sizes, and 64 blocks of 64 KiB of every weight file.
+    """SHA-256 over names and contents of all that makes the base model: weights, config, code.
 
-    Blocks, not the whole: a checkpoint of 140 GB would take minutes, and training a model any
-    further changes nearly every block.
+    Every byte, as an edited layer may hide between samples. It costs little beside loading:
+    about 1.7 GB/s on one core, and files are read at once on several.
     """
-    digest = hashlib.sha256()
-    for path in (*sorted(folder.glob("*.safetensors")), folder / "config.json"):
-        if not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            step = max(BLOCK, size // BLOCKS)
-            for place in range(0, size, step):
-                file.seek(place)
-                digest.update(file.read(BLOCK))
-    return digest.hexdigest()
+    weights, code = sorted(folder.glob("*.safetensors")), sorted(folder.glob("*.py"))
+    files = [path for path in (*weights, folder / "config.json", *code) if path.is_file()]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        digests = list(pool.map(_sha256, files))
+    lines = (f"{path.name}:{digest}\n" for path, digest in zip(files, digests, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_same_base(adapter: TrainedAdapter, folder: Path) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_core.errors import BadInput
-from qlora_core.models.trained import base_hash
+from qlora_core.registry.hooks import PREPARE
+from qlora_core.registry.manager import Registry
 from qlora_core.training.batches import Sample
 from qlora_core.training.schema import TrainSettings
+from qlora_core.training.setup import Inputs
 
 FREE = frozenset({
     "model", "data", "eval_data",  # their content is compared, not their place
@@ -25,34 +27,54 @@ FREE = frozenset({
 PACKAGES = ("qlora-core", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
-def identity(
-    settings: TrainSettings,
-    *,
-    train: Sequence[Sample],
-    evaluation: Sequence[Sample],
-    base: Path,
-    template: str,
-    architecture: str,
-    processes: int,
-    device: str,
-    compute_dtype: str,
-) -> dict[str, Any]:
+def identity(inputs: Inputs, *, base: str, processes: int) -> dict[str, Any]:
     """Key -> JSON value; equal dictionaries mean the same training, step by step.
 
     The samples' ids and labels stand for data, tokenizer and prompt format together.
+    ``base`` is the base model's ``base_hash``.
     """
-    chosen = {k: v for k, v in asdict(settings).items() if k not in FREE}
+    chosen = {k: v for k, v in asdict(inputs.given).items() if k not in FREE}
+    template = inputs.tokenizer.chat_template or ""
     return plain({
         **chosen,
-        "data_hash": samples_hash(train),
-        "evaluation_hash": samples_hash(evaluation),
-        "base_hash": base_hash(base),
+        "data_hash": samples_hash(inputs.data.train),
+        "evaluation_hash": samples_hash(inputs.data.evaluation),
+        "base_hash": base,
         "template_hash": hashlib.sha256(template.encode()).hexdigest(),
-        "family": architecture,
+        "family": inputs.detection.architecture.name,
+        "plugins": plugins_at_work(inputs.registry, inputs.detection.architecture.name),
         "versions": versions(),
         "processes": processes,
-        "hardware": f"{device}, {compute_dtype}",
+        "hardware": f"{inputs.device.type}, {inputs.compute_dtype}",
     })  # fmt: skip
+
+
+def plugins_at_work(registry: Registry, family: str) -> dict[str, str]:
+    """The plugins that take part in what is trained -> where from, and the hash of their module.
+
+    That is the one that provides the family, and those that prepare models or tokenizers.
+    """
+    provider = registry.provided_by(family)
+    names = {provider.name} if provider else set()
+    for hook in PREPARE:
+        calls = getattr(registry.manager.hook, hook).get_hookimpls()
+        names |= {call.plugin_name for call in calls}
+    found = {}
+    for record in registry.records:
+        if record.name in names and record.status == "active":
+            module = registry.manager.get_plugin(record.name)
+            file = getattr(module, "__file__", None)
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+            found[record.name] = f"{Path(record.source).name} {record.version} {digest}"
+    return found
+
+
+def free_changes(before: Mapping[str, Any], settings: TrainSettings) -> list[str]:
+    """The settings that are not as recorded and need not be, as sentences."""
+    now = plain(asdict(settings))
+    silent = ("resume", "allow_change")  # they belong to one part of a run alone
+    changed = [k for k in sorted(FREE) if k not in silent and k in before and before[k] != now[k]]
+    return [f"{k}: was {before[k]!r}, is {now[k]!r}" for k in changed]
 
 
 def require_same(
@@ -78,12 +100,6 @@ def require_same(
             + " ".join(f"--allow-change {k}" for k in refused),
         )
     return list(said.values())
-
-
-def settings_differ(before: Mapping[str, Any], settings: TrainSettings) -> bool:
-    """Whether a deciding setting is not as it was."""
-    chosen = plain({k: v for k, v in asdict(settings).items() if k not in FREE})
-    return any(before.get(key) != value for key, value in chosen.items())
 
 
 def samples_hash(samples: Sequence[Sample]) -> str:

@@ -14,11 +14,13 @@ from qlora_core.data.formats import template_report
 from qlora_core.data.template import clock
 from qlora_core.errors import TrainingStopped
 from qlora_core.models.adapters import adapter_report
+from qlora_core.models.checkpoint import fetch
 from qlora_core.models.loader import LoadedModel
 from qlora_core.models.memory import MemoryPlan, explain_out_of_memory, is_out_of_memory
+from qlora_core.models.trained import base_hash
 from qlora_core.registry.manager import Registry
 from qlora_core.training import checkpoints, files, setup
-from qlora_core.training.identity import identity, plain, require_same, settings_differ, versions
+from qlora_core.training.identity import free_changes, identity, plain, require_same, versions
 from qlora_core.training.loop import accumulate
 from qlora_core.training.optimizers import optimizer_name
 from qlora_core.training.precision import Precision
@@ -58,15 +60,16 @@ def train(
     output = Path(settings.output)
     with claimed(output, resume=settings.resume, main=processes.main) as found:
         record = processes.from_main(found)
-        if record is not None and _is_done(record, settings, output):
-            progress.say(f"run {record['run_id']} in {output} is finished: nothing to do")
-            return Run(output, record, writes=processes.main)
         if record is None and settings.resume:
             progress.say(f"nothing to resume in {output}: starting from step 0")
         side_file = output / "refused_rows.jsonl" if processes.main else None
         inputs = setup.read_inputs(settings, detection, registry, side_file=side_file)
-        _say_inputs(inputs, progress)
         run = Run(output, processes.from_main(record or new_record()), writes=processes.main)
+        differs = _require_same_run(run, inputs, processes, progress)
+        if not differs and _is_done(run):
+            progress.say(f"run {run.run_id} in {output} is finished: nothing to do")
+            return run
+        _say_inputs(inputs, progress)
         return _run(run, inputs, processes, progress, resumed=record is not None)
 
 
@@ -119,11 +122,11 @@ def dry_run(settings: TrainSettings, registry: Registry | None = None) -> DryRun
     return DryRun(inputs=inputs, steps=steps, padding=batches.padding())
 
 
-def _is_done(record: dict[str, Any], settings: TrainSettings, output: Path) -> bool:
-    """Whether the recorded run is finished as these settings want it, its adapter whole."""
-    if record["status"] != "finished" or settings_differ(record["identity"], settings):
+def _is_done(run: Run) -> bool:
+    """Whether the run was finished before, its adapter whole."""
+    if run.status != "finished":
         return False
-    reason = files.damage(output / "adapter")
+    reason = files.damage(run.adapter)
     if reason is not None:
         log.warning("the adapter of the finished run is not whole (%s): made again", reason)
     return reason is None
@@ -136,7 +139,6 @@ def _run(
     with _memory_explained(inputs.plan):
         loaded = setup.load_base(inputs)
         check_tokens(run, inputs, loaded)
-        _require_same_run(run, inputs, loaded, processes)
         session = _session(run, inputs, loaded, processes, progress)
         samples = samples_for(inputs)
         if resumed:
@@ -197,23 +199,30 @@ def _session(
     )  # fmt: skip
 
 
-def _require_same_run(run: Run, inputs: Inputs, loaded: LoadedModel, processes: Processes) -> None:
-    """Record what decides the result; refuse to resume where it has changed."""
-    now = identity(
-        inputs.given,
-        train=inputs.data.train,
-        evaluation=inputs.data.evaluation,
-        base=loaded.folder,
-        template=inputs.tokenizer.chat_template or "",
-        architecture=inputs.detection.architecture.name,
-        processes=processes.count,
-        device=inputs.device.type,
-        compute_dtype=str(inputs.compute_dtype),
+def _require_same_run(
+    run: Run, inputs: Inputs, processes: Processes, progress: Progress
+) -> list[str]:
+    """Record what decides the result; refuse to resume where it has changed.
+
+    Returns what differs from the record and was allowed to; opens no weight.
+    """
+    given = inputs.given
+    folder = fetch(
+        given.model,
+        revision=given.revision,
+        offline=given.offline,
+        trust_remote_code=given.trust_remote_code,
     )
+    base = processes.from_main(base_hash(folder) if processes.main else "")
+    now = identity(inputs, base=base, processes=processes.count)
     before = run.record.get("identity", now)
-    for difference in require_same(before, now, inputs.settings.allow_change):
+    differences = require_same(before, now, given.allow_change)
+    for difference in differences:
         run.note("allowed-change", f"resumed with a change: {difference}", "as you allowed")
+    for change in free_changes(run.record.get("settings", {}), given):
+        progress.say(f"{change}; that does not change the result")
     run.record["identity"] = now
+    return differences
 
 
 def _go_back(session: Session) -> None:

@@ -171,7 +171,7 @@ def test_retention_never_removes_the_last_valid_one(folder: Path) -> None:
         path = trained.save(folder, step)
         if step >= 3:
             (path / checkpoints.ADAPTER).write_bytes(b"")
-    checkpoints.retain(folder, keep=1, protected=[1])
+    checkpoints.retain(folder, 1, "run", protected=[1])
     found, _ = checkpoints.newest_valid(folder, "run")
     assert found is not None
     assert checkpoints.step_of(found) == 2
@@ -274,7 +274,7 @@ def test_a_crash_at_any_point_of_a_save_leaves_a_whole_checkpoint(
     def save() -> None:
         trained.save(folder, 2)
         if where == "with rotation":
-            checkpoints.retain(folder, keep=1)
+            checkpoints.retain(folder, 1, "run")
 
     point, died = 0, True
     while died:

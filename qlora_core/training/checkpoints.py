@@ -19,6 +19,8 @@ from qlora_core.training import files
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OPTIMIZER, OPTIMIZER_FACTS, STATE = "optimizer.safetensors", "optimizer.json", "state.json"
+HEADER_ENTRY = 128
+"""Bytes that a tensor takes, beside its name, in the header of a safetensors file; less in fact."""
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -50,14 +52,15 @@ def save_checkpoint(
     path = folder / name_of(state["step"])
     adapter = adapter_tensors(model)
     tensors, facts = _optimizer_parts(optimizer)
+    texts = {OPTIMIZER_FACTS: json.dumps(facts), STATE: json.dumps(state, allow_nan=False)}
 
     def write(staging: Path) -> None:
         write_adapter(staging, model, adapter)
         save_file(tensors, staging / OPTIMIZER)
-        (staging / OPTIMIZER_FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        (staging / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+        for name, text in texts.items():
+            (staging / name).write_text(text, encoding="utf-8")
 
-    size = sum(t.nbytes for t in (*adapter.values(), *tensors.values()))
+    size = saved_bytes(adapter) + saved_bytes(tensors) + sum(map(len, texts.values()))
     files.publish(path, write, size=size, facts={"run_id": run_id, "step": state["step"]})
     return path
 
@@ -88,9 +91,8 @@ def read_state(path: Path) -> dict[str, Any]:
 def load_adapter(path: Path, model: PeftModel) -> None:
     """Replace the adapter's values by those saved at ``path``, every one of them."""
     saved = _read(path / ADAPTER)
-    expected = _names(model)
-    if set(saved) != expected:
-        differing = sorted(set(saved) ^ expected)
+    shapes = {name: tensor.shape for name, tensor in saved.items()}
+    if differing := sorted({n for n, _ in shapes.items() ^ _shapes(model).items()}):
         raise CheckFailed(
             f"{path} holds another adapter: {len(differing)} other tensors ({differing[0]})",
             "resume with the rank and the targets that the run was started with",
@@ -113,6 +115,11 @@ def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     return tensors
 
 
+def saved_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """At most so many bytes has the safetensors file of ``tensors``: data and header."""
+    return sum(t.nbytes + len(name.encode()) + HEADER_ENTRY for name, t in tensors.items())
+
+
 def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
     """Write PEFT's two files into ``folder``."""
     save_file(dict(tensors), folder / ADAPTER, metadata={"format": "pt"})
@@ -128,27 +135,29 @@ def newest_valid(folder: Path, run_id: str) -> tuple[Path | None, list[Refused]]
     """The newest whole checkpoint of run ``run_id``, and the newer ones that were passed over."""
     refused: list[Refused] = []
     for path in reversed(_checkpoints(folder)):
-        reason = files.damage(path)
-        if reason is None and files.read_manifest(path).get("run_id") != run_id:
-            reason = "it belongs to another run"
+        reason = files.damage(path) or files.stranger(path, run_id)
         if reason is None:
             return path, refused
         refused.append(Refused(path, reason))
     return None, refused
 
 
-def retain(folder: Path, keep: int, protected: Iterable[int] = ()) -> None:
-    """Remove all but the newest ``keep`` checkpoints and those of ``protected`` steps.
+def retain(folder: Path, keep: int, run_id: str, protected: Iterable[int] = ()) -> None:
+    """Remove all but the newest ``keep`` checkpoints of run ``run_id`` and ``protected`` steps.
 
-    Damaged ones do not count among the kept: the last valid one is never removed.
+    Damaged ones do not count among the kept: the last valid one is never removed. Those of
+    other runs are not touched. Raises TrainingStopped where the disk does not allow it.
     """
     spared = set(protected)
     kept = 0
     for path in reversed(_checkpoints(folder)):
+        if files.stranger(path, run_id):
+            continue
         if kept < keep and files.damage(path) is None:
             kept += 1
         elif step_of(path) not in spared:
-            files.discard(path)
+            with files.writing(path):
+                files.discard(path)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -161,8 +170,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
-def _names(model: PeftModel) -> set[str]:
-    return set(get_peft_model_state_dict(model, save_embedding_layers=False))
+def _shapes(model: PeftModel) -> dict[str, torch.Size]:
+    found = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.shape for name, tensor in found.items()}
 
 
 def _optimizer_parts(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

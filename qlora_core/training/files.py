@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,7 +20,9 @@ from qlora_core.errors import BadInput, TrainingStopped
 MANIFEST = "MANIFEST.json"
 STAGING, TRASH = ".staging-", ".trash-"
 MARGIN = 2**20
-"""Bytes kept free beyond what a save needs: directories, manifest, file system blocks."""
+"""Bytes kept free beyond what a save holds: directories, manifest, file system blocks."""
+INODES = 32
+"""Files and folders that a save may make."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,25 +50,47 @@ def publish(
     Raises TrainingStopped where the disk does not take it; what was there before stays.
     """
     parent = folder.parent
-    parent.mkdir(parents=True, exist_ok=True)
     staging = parent / f"{STAGING}{uuid4().hex[:8]}"
     try:
-        _demand_space(parent, size)
-        staging.mkdir()
-        write(staging)
-        _seal(staging, facts)
-        if folder.exists():
-            folder.rename(parent / f"{TRASH}{uuid4().hex[:8]}")
-        staging.rename(folder)
-        sync(parent)
-    except OSError as error:
-        raise TrainingStopped(
-            f"cannot save {folder}: {error}",
-            "mend the disk; what was saved before is whole: go on with --resume",
-        ) from error
+        with writing(folder):
+            make_folder(parent)
+            demand_space(parent, size)
+            staging.mkdir()
+            write(staging)
+            _seal(staging, facts)
+            if folder.exists():
+                folder.rename(parent / f"{TRASH}{uuid4().hex[:8]}")
+            staging.rename(folder)
+            sync(parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     clean(parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into TrainingStopped: what could not be written, why, what to do.
+
+    Libraries in Rust raise exceptions of their own, which only spell the system's error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise
+        raise TrainingStopped(
+            f"cannot write {path}: {error} ({_free(path)})",
+            "mend the disk or free some space, then go on with --resume; "
+            "what was saved before is whole",
+        ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make ``path`` and its parents where they are missing, so that a power cut leaves them."""
+    missing = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def damage(folder: Path) -> str | None:
@@ -79,6 +106,14 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is damaged"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"no valid {MANIFEST} ({type(error).__name__})"
+    return None
+
+
+def stranger(folder: Path, run_id: str) -> str | None:
+    """Why ``folder`` is not of run ``run_id``, or None: its manifest says so, or cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        other = read_manifest(folder).get("run_id")
+        return None if other == run_id else f"it belongs to another run ({other})"
     return None
 
 
@@ -120,20 +155,24 @@ def sha256(path: Path) -> str:
 
 def sync(path: Path) -> None:
     """Force a file or a folder to the disk. Windows cannot do the latter and need not."""
-    if path.is_dir() and os.name == "nt":
+    folder = path.is_dir()
+    if folder and os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise  # some network file systems sync no folders
     finally:
         os.close(descriptor)
 
 
 def probe(folder: Path) -> None:
-    """Raise BadInput unless files can be written to ``folder``; leaves nothing behind."""
-    existing = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
-    file = existing / f"{STAGING}probe-{uuid4().hex[:8]}"
+    """Make ``folder`` and write a file there; leaves no file. Raises BadInput if it cannot."""
+    file = folder / f"{STAGING}probe"
     try:
+        make_folder(folder)
         with file.open("wb") as stream:
             stream.write(b"probe")
             stream.flush()
@@ -141,12 +180,43 @@ def probe(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise BadInput(
-            f"cannot write to the output folder {folder}: {reason} ({existing})",
-            "give another --output, or mend its permissions",
+            f"cannot write to the output folder {folder}: {reason} ({_free(folder)})",
+            "give another --output, or mend its permissions or its disk",
         ) from None
     finally:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
+
+
+def demand_space(folder: Path, size: int) -> None:
+    """Raise TrainingStopped unless ``size`` bytes, a margin and some inodes are free."""
+    free, inodes = _space(folder)
+    lacking = ""
+    if free < size + MARGIN:
+        lacking = f"{size + MARGIN:,} bytes and {free:,} are free"
+    elif inodes < INODES:
+        lacking = f"{INODES} inodes and {inodes:,} are free"
+    if lacking:
+        raise TrainingStopped(
+            f"a save in {folder} needs {lacking}", "free some space, then go on with --resume"
+        )
+
+
+def _space(path: Path) -> tuple[int, float]:
+    """Bytes and inodes that are free where ``path`` is or will be."""
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    inodes = math.inf
+    if hasattr(os, "statvfs"):
+        system = os.statvfs(existing)
+        inodes = system.f_favail if system.f_files else math.inf  # 0: it has no such limit
+    return shutil.disk_usage(existing).free, inodes
+
+
+def _free(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        free, inodes = _space(path)
+        return f"{free:,} bytes and {inodes:,} inodes are free there"
+    return "its free space is unknown"
 
 
 def _seal(staging: Path, facts: Mapping[str, Any]) -> None:
@@ -167,12 +237,3 @@ def _text(value: Any) -> str:
 
 def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(_text(value).encode()).hexdigest()
-
-
-def _demand_space(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size + MARGIN:
-        raise TrainingStopped(
-            f"a save in {folder} needs {size + MARGIN:,} bytes and {free:,} are free",
-            "free some space, then go on with --resume",
-        )

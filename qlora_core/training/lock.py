@@ -30,11 +30,16 @@ class FolderLock:
     def __init__(self, folder: Path, run_id: str) -> None:
         self.path = folder / NAME
         self.file = self._acquire()
-        self.file.seek(1)  # the first byte is the one that is locked
-        self.file.truncate()
+        self.sign(run_id)
+
+    def sign(self, run_id: str) -> None:
+        """Tell others whose folder this is. On a full disk they are not told."""
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "run_id": run_id}
-        self.file.write(json.dumps(owner))
-        self.file.flush()
+        with contextlib.suppress(OSError):
+            self.file.seek(1)  # the first byte is the one that is locked
+            self.file.truncate()
+            self.file.write(json.dumps(owner))
+            self.file.flush()
 
     def release(self) -> None:
         """Free the folder and remove the lock's file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import GenerationConfig
 
@@ -47,10 +48,16 @@ def _publish_adapter(session: Session) -> None:
         record_prompts(inputs.tokenizer, staging, inputs.detection.architecture.tokenizer)
         _generation_config(session).save_pretrained(str(staging))
 
-    size = sum(tensor.nbytes for tensor in tensors.values()) + 2**25
+    size = checkpoints.saved_bytes(tensors) + _tokenizer_bytes(inputs.tokenizer)
     run = session.run
     facts = {"run_id": run.run_id, "step": session.position.step}
     files.publish(run.adapter, write, size=size, facts=facts)
+
+
+def _tokenizer_bytes(tokenizer: Any) -> int:
+    """Of its largest file, as it will be written; 0 for the few that have no such file."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    return len(backend.to_str(pretty=True).encode()) if hasattr(backend, "to_str") else 0
 
 
 def _generation_config(session: Session) -> GenerationConfig:

@@ -58,9 +58,10 @@ class Run:
         return [value for _, value in _lines(self.directory / METRICS)]
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``."""
+        """Append one line to ``metrics.jsonl``. Raises TrainingStopped where the disk refuses."""
+        path = self.directory / METRICS
         if self.writes:
-            with (self.directory / METRICS).open("a", encoding="utf-8", newline="\n") as file:
+            with files.writing(path), path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def rewind(self, step: int) -> None:
@@ -70,9 +71,10 @@ class Run:
             return
         kept = [text for text, line in _lines(path) if line.get("step", 0) <= step]
         aside = path.with_name(f"{files.STAGING}{METRICS}")
-        aside.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8", newline="\n")
-        files.sync(aside)
-        aside.replace(path)
+        with files.writing(path):
+            aside.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8", newline="\n")
+            files.sync(aside)
+            aside.replace(path)
         self.record["notices"] = [
             n for n in self.record["notices"] if n.get("step") is None or n["step"] <= step
         ]
@@ -86,9 +88,14 @@ class Run:
             log.warning("%s\n  -> %s", message, remedy)
 
     def save(self) -> None:
-        """Write ``run.json`` in one rename, after the metrics it counts are on the disk."""
-        if self.writes:
-            metrics = self.directory / METRICS
+        """Write ``run.json`` in one rename, after the metrics it counts are on the disk.
+
+        Raises TrainingStopped where the disk refuses.
+        """
+        if not self.writes:
+            return
+        metrics = self.directory / METRICS
+        with files.writing(self.directory / RECORD):
             if metrics.exists():
                 files.sync(metrics)
             files.write_json(self.directory / RECORD, self.record)
@@ -119,11 +126,9 @@ def now() -> str:
 def find_record(directory: Path, *, resume: bool) -> dict[str, Any] | None:
     """The record of the run in ``directory`` to go on with, None for a new run.
 
-    Raises BadInput for a folder that holds a run while ``resume`` is not asked for, and for
-    results of a run whose record is missing or damaged.
+    Raises BadInput for a folder that holds a run while ``resume`` is not asked for, for results
+    of a run whose record is missing or damaged, and for those of another run beside a record.
     """
-    if directory.exists() and not directory.is_dir():
-        raise BadInput(f"the output {directory} is a file", "give a folder")
     names = (RECORD, METRICS, ADAPTER, CHECKPOINTS)
     present = [name for name in names if os.path.lexists(directory / name)]
     if not present:
@@ -140,28 +145,41 @@ def find_record(directory: Path, *, resume: bool) -> dict[str, Any] | None:
             f"step {record['steps']}, started {record['started']})",
             "go on with it by --resume, or give another --output",
         )
+    for folder in (directory / ADAPTER, *(directory / CHECKPOINTS).glob("*")):
+        if reason := files.stranger(folder, record["run_id"]):
+            raise BadInput(
+                f"{folder}: {reason}, and {directory} holds run {record['run_id']}",
+                "move it elsewhere: one folder holds one run",
+            )
     return record
 
 
 @contextmanager
-def claimed(directory: Path, *, resume: bool, main: bool = True) -> Iterator[dict[str, Any] | None]:
+def claimed(
+    directory: Path, *, resume: bool, run_id: str = "starting", main: bool = True
+) -> Iterator[dict[str, Any] | None]:
     """Hold ``directory`` alone; yields the record of the run to go on with, or None.
 
-    Raises BadInput where it cannot be written, belongs to another run, or another process is
-    at work there. A folder made here that stays empty is removed. Only ``main`` takes the lock.
+    The lock names the run found there, or ``run_id``: that of the run that would be new. Raises
+    BadInput where the folder cannot be written, belongs to another run, or another process is at
+    work there. A folder made here that stays empty is removed. Only ``main`` takes the lock.
     """
     if not main:
         yield find_record(directory, resume=resume) if resume else None
         return
-    files.probe(directory)
+    if directory.exists() and not directory.is_dir():
+        raise BadInput(f"the output {directory} is a file", "give a folder")
     made = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FolderLock(directory, run_id="starting")
+        files.probe(directory)
+        lock = FolderLock(directory, run_id)
         try:
             files.clean(directory)
             files.clean(directory / CHECKPOINTS)
-            yield find_record(directory, resume=resume)
+            found = find_record(directory, resume=resume)
+            if found is not None:
+                lock.sign(found["run_id"])
+            yield found
         finally:
             lock.release()
     finally:

@@ -78,6 +78,7 @@ class Session:
             if self.position.step < self.total and not self.stopped_early:
                 self._steps(requests)
             self.save()
+            self._stop_if_asked(requests)
 
     def _steps(self, requests: StopRequests) -> None:
         self.loop.skipped = self.position.skipped
@@ -115,15 +116,17 @@ class Session:
         if self.saved_step == self.position.step or not self.position.step:
             return
         self._update_record()
+        self.run.save()  # first, so that no checkpoint outlives the metrics of its steps
         if self.run.writes:
             path = checkpoints.save_checkpoint(
                 self.run.checkpoints, self.model, self.loop.optimizer, self._state(),
                 run_id=self.run.run_id,
             )  # fmt: skip
-            self.run.save()
             best = self.position.best_step if self.inputs.settings.keeps_best else None
             protected = [] if best is None else [best]
-            checkpoints.retain(self.run.checkpoints, self.inputs.settings.keep, protected)
+            checkpoints.retain(
+                self.run.checkpoints, self.inputs.settings.keep, self.run.run_id, protected
+            )
             self.inputs.registry.observe("qlora_checkpoint_saved", run=self.run, path=path)
         self.saved_step = self.position.step
         self.loop.processes.wait()

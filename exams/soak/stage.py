@@ -92,7 +92,7 @@ class Ended(NamedTuple):
 class Cells(ctypes.Structure):
     """Memory that a run shares with whoever waits for it."""
 
-    _fields_ = (("calls", ctypes.c_long), ("saved", ctypes.c_long))
+    _fields_ = (("calls", ctypes.c_long), ("saved", ctypes.c_long), ("ready", ctypes.c_long))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,10 @@ class Stage:
                 calls = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if log else -1
                 counter = ctypes.addressof(cells) + Cells.calls.offset
                 faults.arm(self.folder, fault, counter, log=calls, shadow=shadow)
+                cells.ready = 1
                 code = work(cells)
+            except KeyboardInterrupt:
+                code = 128 + signal.SIGINT
             except BaseException:
                 import traceback
 
@@ -189,14 +192,18 @@ def share(settings: TrainSettings) -> None:
         used = dataclasses.replace(given, max_length=inputs.settings.max_length)
         return dataclasses.replace(inputs, given=given, settings=used)
 
-    shared: dict[str, Any] = {
-        "registry_for": lambda _: registry,
-        "detect_model": lambda *_: detection,
+    shared = {
+        "registry_for": functools.partial(_always, registry),
+        "detect_model": functools.partial(_always, detection),
         "read_inputs": read_inputs,
-        "load_base": lambda _: loaded,
+        "load_base": functools.partial(_always, loaded),
     }
-    for name, value in shared.items():
-        setattr(setup, name, value)
+    for name, function in shared.items():
+        setattr(setup, name, function)
+
+
+def _always(value: Any, *_: Any, **__: Any) -> Any:
+    return value
 
 
 class _Saved:
@@ -212,8 +219,8 @@ class _Saved:
 
 
 def _train(settings: Path, cells: Cells) -> int:
-    observer = PluginRecord("saved", "exams", "1")
-    setup.registry_for(None).add(_Saved(cells), observer)  # type: ignore[arg-type]
+    registry: Any = setup.registry_for
+    registry().add(_Saved(cells), PluginRecord("saved", "exams", "1"))
     return main.main(["train", "--config", str(settings)])
 
 

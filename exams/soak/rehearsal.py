@@ -1,0 +1,76 @@
+"""A run that is first made undisturbed: the measure of what the disturbed ones must end as."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from exams.soak import faults, small
+from exams.soak.faults import Fault
+from exams.soak.stage import Ended, Running, Stage
+
+RANDOM_NAME = re.compile(r"(?<=\.staging-)\w{8}|(?<=\.trash-)\w{8}|(?<=\.tmp)\w{6}")
+
+
+class Rehearsal:
+    """Trains once, undisturbed. ``expected``, ``calls`` and ``seconds`` are what it came to."""
+
+    def __init__(self, bench: small.Bench, place: str = "case", **changes: Any) -> None:
+        self.settings = bench.settings(f"{place}/run", **changes)
+        self.output = Path(self.settings.output)
+        self.stage = Stage(self.output.parent)
+        self.shadow = self.stage.folder.with_name(f"shadow of {place}")
+        self.reset()
+        self.expected: small.Trace | None = None
+        log = self.stage.folder.with_name(f"calls of {place}")
+        began = time.monotonic()
+        self.require(self.start(log=log).wait())
+        self.seconds = time.monotonic() - began
+        self.calls = read_calls(log)
+
+    def reset(self, kept: Path | None = None) -> None:
+        """Empty the folder, or put back what was ``kept``."""
+        shutil.rmtree(self.stage.folder, ignore_errors=True)
+        if kept is None:
+            self.stage.folder.mkdir()
+        else:
+            shutil.copytree(kept, self.stage.folder)
+
+    def start(self, *, resume: bool = True, **harm: Any) -> Running:
+        """The run, going on from where the folder is. ``harm``: as ``Stage.fork`` takes it."""
+        return self.stage.start(dataclasses.replace(self.settings, resume=resume), **harm)
+
+    def finish(self) -> Ended:
+        """The run, undisturbed, to its end."""
+        return self.start().wait()
+
+    def cut_power(self, fault: Fault, *, names_kept: bool) -> Ended:
+        """Train until ``fault`` kills it, then leave what a power cut leaves."""
+        lose = faults.lose_unsynced_bytes if names_kept else faults.lose_unsynced
+        with faults.all_synced(self.stage.folder, self.shadow):
+            ended = self.start(fault=fault, shadow=self.shadow).wait()
+            lose(self.stage.folder, self.shadow)
+        return ended
+
+    def wrong(self, ended: Ended) -> str:
+        """In what a run that has ended is not the undisturbed one; empty: in nothing."""
+        if ended.code:
+            return f"exit code {ended.code}: {ended.said[-500:]}"
+        found = small.trace(self.output)
+        self.expected = self.expected or found
+        left = [path.name for path in self.stage.folder.rglob(".*")]
+        return small.difference(self.expected, found) or (f"left behind: {left}" if left else "")
+
+    def require(self, ended: Ended) -> None:
+        """Raise RuntimeError unless an undisturbed run has done well."""
+        if wrong := self.wrong(ended):
+            raise RuntimeError(f"undisturbed it fails: {wrong}")
+
+
+def read_calls(log: Path) -> list[str]:
+    """The calls that a run made, without the random parts of their names."""
+    return [RANDOM_NAME.sub("*", line) for line in log.read_text().splitlines()]

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from qlora_core.data.bounded import TemplateExhausted
 from qlora_core.data.collate import Sample
 from qlora_core.data.columns import Columns, recognise
 from qlora_core.data.encode import IGNORED, Encoded, encode_conversation, encode_text
@@ -160,6 +161,8 @@ class Reader:
                 self.tally.drop(str(error), file, row.line)
             except Malformed as error:
                 self.problems.add(file, row.line, str(error), row=row.values)
+            except TemplateExhausted as error:  # it would be stopped in row after row
+                raise BadInput(f"{file}:{row.line}: {error.problem}", error.remedy) from None
             except BadInput as error:  # the chat template refuses this conversation
                 self.problems.add(file, row.line, error.problem, row=row.values)
             if self.progress is not None and self._number % 256 == 0:

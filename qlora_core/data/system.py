@@ -38,6 +38,13 @@ def render_whole(
     return rendering, merged
 
 
+def render_prompt(template: ChatTemplate, messages: Sequence[Message]) -> str:
+    """The text that asks for the next answer, its system texts where training puts them."""
+    if any(message["role"] == "system" for message in messages):
+        messages = render_whole(template, messages, None)[1]
+    return template.render(messages, generate=True)
+
+
 def merge_system(messages: Sequence[Message], numbers: Sequence[int]) -> list[dict[str, Any]]:
     """The messages with the system texts ``numbers`` moved into the user turns that follow."""
     merged: list[dict[str, Any]] = []

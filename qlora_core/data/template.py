@@ -1,7 +1,8 @@
 """Render conversations with a tokenizer's chat template: the same text as transformers' own.
 
-The environment (sandbox, filters, extensions) is transformers'. The one difference is the
-clock: ``strftime_now`` tells a fixed date, so that the same rows give the same ids every day.
+The environment (sandbox, filters, extensions) is transformers', in a process of its own whose
+time and memory are bounded. The one difference is the clock: ``strftime_now`` tells a fixed
+date, so that the same rows give the same ids every day.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers.utils import chat_template_utils
 
+from qlora_core.data import bounded
 from qlora_core.data.conform import (
     Message,
     as_blocks,
@@ -44,7 +45,7 @@ def clock() -> datetime:
 
 
 class ChatTemplate:
-    """One compiled chat template with a tokenizer's special tokens and fixed arguments."""
+    """One chat template with a tokenizer's special tokens and fixed arguments."""
 
     def __init__(
         self, source: str, special_tokens: Mapping[str, Any], arguments: Mapping[str, Any]
@@ -52,11 +53,6 @@ class ChatTemplate:
         self.source = source
         self.uses_clock = "strftime_now" in source
         self.arguments = {**special_tokens, **arguments}
-        try:
-            self._environment = chat_template_utils._compile_jinja_template(source).environment
-            self._template = self._environment.from_string(source, globals={"strftime_now": _now})
-        except TemplateError as error:
-            raise BadInput(f"the chat template is no valid Jinja: {error}", _REMEDY) from None
 
     def render(
         self,
@@ -67,16 +63,16 @@ class ChatTemplate:
     ) -> str:
         """The conversation's text; ``generate`` appends the prompt for the next answer.
 
-        Raises BadInput with the template's own words when the template refuses.
+        Raises BadInput with the template's own words when the template refuses, and its kind
+        TemplateExhausted where it takes more than the bounds of `bounded`.
         """
-        refusal: Exception | None = None
+        refusal: bounded.TemplateRefused | None = None
         for form in self._forms(messages):
             try:
-                return str(self._template.render(self._context(form, tools, generate)))
-            except Exception as error:  # templates run any expression over the user's data
+                return self._render(self._context(form, tools, generate))
+            except bounded.TemplateRefused as error:
                 refusal = refusal or error
-        words = str(refusal) or type(refusal).__name__
-        raise BadInput(f"the chat template refuses this conversation: {words}", _REMEDY)
+        raise BadInput(f"the chat template refuses this conversation: {refusal}", _REMEDY)
 
     def generation_blocks(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None
@@ -85,13 +81,8 @@ class ChatTemplate:
 
         ``messages`` are some that `render` takes.
         """
-        blocks: list[str] = []
-        spans: list[tuple[int, int]] = []
         context = self._context(next(self._forms(messages)), tools, False)
-        with self._environment.activate_tracker(blocks, spans):
-            for block in self._template.generate(context):
-                blocks.append(block)  # noqa: PERF402  (the tracker reads the list as it grows)
-        return spans
+        return bounded.generation_blocks(self.source, context)
 
     @cached_property
     def takes(self) -> str:
@@ -107,8 +98,8 @@ class ChatTemplate:
     def _shows(self, messages: Sequence[Message], *texts: str) -> bool:
         """Whether the texts of ``messages`` stand in their rendering, and no raw data does."""
         try:
-            text = self._template.render(self._context(messages, None, False))
-        except Exception:
+            text = self._render(self._context(messages, None, False))
+        except bounded.TemplateRefused:
             return False
         return all(t in text for t in texts or (QUESTION, ANSWER)) and "'type'" not in text
 
@@ -127,6 +118,9 @@ class ChatTemplate:
         if any(message.get("tool_calls") for message in bare):
             yield with_written_arguments(bare)
 
+    def _render(self, context: Mapping[str, Any]) -> str:
+        return bounded.render(self.source, context, clock=_clock.isoformat())
+
     def _context(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, generate: bool
     ) -> dict[str, Any]:
@@ -142,10 +136,6 @@ class ChatTemplate:
 def _schema(tool: Any) -> Any:
     """A tool's JSON schema: as it is, or from a Python function's signature and docstring."""
     return chat_template_utils.get_json_schema(tool) if callable(tool) else tool
-
-
-def _now(form: str) -> str:
-    return _clock.strftime(form)
 
 
 def _same(value: Any) -> Any:

@@ -116,9 +116,13 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
             "give the prompt as plain text, or name a family whose prompt format can be used",
         )
     else:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in prompt], add_generation_prompt=True, tokenize=False
-        )
+        from qlora_core.data.codec import codec_of, source_of
+        from qlora_core.data.conform import checked
+        from qlora_core.data.system import render_prompt
+
+        source = source_of(tokenizer, None, None)
+        template = codec_of(tokenizer, TokenizerPolicy()).template(source, {})
+        text = render_prompt(template, checked(prompt))
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not ids:
         raise BadInput("the prompt is empty", "give at least one token to go on from")

@@ -10,7 +10,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("the exams use alarms, pipes and links of Unix", allow_module_level=True)
 
-from exams.soak import fuzz_config, hostile_folders
+from exams.soak import bad_data, fuzz_config, hostile_folders
 from exams.suite import Suite
 
 
@@ -26,3 +26,15 @@ def test_hostile_folders_are_read_or_refused_at_once() -> None:
 
 def test_damaged_configs_are_answered_or_refused() -> None:
     assert failures(fuzz_config.SUITE, 500) == []
+
+
+def test_faulty_lines_and_files_are_named() -> None:
+    assert failures(bad_data.FILES_SUITE, 100) == []
+
+
+def test_bad_rows_are_named_wherever_they_stand() -> None:
+    assert failures(bad_data.ROWS_SUITE, 100) == []
+
+
+def test_rows_add_up_in_damaged_files() -> None:
+    assert failures(bad_data.MUTATED_SUITE, 90) == []

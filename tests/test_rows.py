@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exams.soak.bad_files import FAULTS, GOOD
 from qlora_core.data import json_rows
 from qlora_core.data.problems import Problems
 from qlora_core.data.rows import collect_rows, read_rows
@@ -18,57 +19,6 @@ from qlora_core.errors import BadInput
 
 CASES = int(os.environ.get("QLORA_TEST_CASES", "1"))
 """Multiplies the property cases: 10 for a nightly run."""
-GOOD = [b'{"question": "q%d", "answer": "a%d"}' % (i, i) for i in range(9)]
-
-# name -> (a line that is no row, what must be said about it)
-FAULTS: dict[str, tuple[bytes, str]] = {
-    "no json": (b"hello", "Expecting value"),
-    "cut off in a text": (b'{"question": "q", "answer": "a', "Unterminated string"),
-    "cut off after a text": (b'{"question": "q", "answer": "a"', "Expecting ',' delimiter"),
-    "cut off after a key": (b'{"question": "q", "answer"', "Expecting ':' delimiter"),
-    "cut off after a colon": (b'{"question": "q", "answer":', "Expecting value"),
-    "single quotes": (b"{'question': 'q', 'answer': 'a'}", "property name"),
-    "trailing comma": (b'{"question": "q", "answer": "a",}', "property name|trailing comma"),
-    "comma missing": (b'{"question": "q" "answer": "a"}', "Expecting ',' delimiter"),
-    "colon missing": (b'{"question" "q"}', "Expecting ':' delimiter"),
-    "key without quotes": (b'{question: "q"}', "property name"),
-    "two objects": (b'{"question": "q", "answer": "a"}{"question": "q"}', "text after"),
-    "comma after the object": (b'{"question": "q", "answer": "a"},', "text after"),
-    "comment": (b"// a comment", "Expecting value"),
-    "python's None": (b'{"question": "q", "answer": None}', "Expecting value"),
-    "python's True": (b'{"question": "q", "answer": True}', "Expecting value"),
-    "NaN": (b'{"question": "q", "answer": NaN}', "NaN is not"),
-    "Infinity": (b'{"question": "q", "answer": Infinity}', "Infinity is not"),
-    "-Infinity": (b'{"question": "q", "answer": -Infinity}', "-Infinity is not"),
-    "1e999": (b'{"question": "q", "answer": 1e999}', "too large"),
-    "5,000 digits": (b'{"question": "q", "answer": ' + b"7" * 5000 + b"}", "digits"),
-    "leading zero": (b'{"question": "q", "answer": 007}', "Expecting ',' delimiter"),
-    "key twice": (b'{"question": "q", "answer": "a", "answer": "b"}', '"answer" stands twice'),
-    "key twice, inside": (b'{"question": {"a": 1, "a": 2}}', '"a" stands twice'),
-    "latin-1": (b'{"question": "caf\xe9", "answer": "a"}', "not UTF-8"),
-    "half a character": (b'{"question": "\xe2\x82", "answer": "a"}', "not UTF-8"),
-    "overlong encoding": (b'{"question": "\xc0\xaf", "answer": "a"}', "not UTF-8"),
-    "surrogate in bytes": (b'{"question": "\xed\xa0\x80"}', "not UTF-8"),
-    "lone surrogate": (b'{"question": "\\ud83d", "answer": "a"}', "surrogate"),
-    "low surrogate": (b'{"question": "\\udE00", "answer": "a"}', "surrogate"),
-    "surrogate in a key": (b'{"\\ud800": "q"}', "surrogate"),
-    "tab in a text": (b'{"question": "a\tb"}', "control character"),
-    "zero byte": (b'{"question": "a\x00b"}', "control character"),
-    "only zero bytes": (b"\x00" * 40, "Expecting value"),
-    "bad escape": (b'{"question": "\\x41"}', "escape"),
-    "bad unicode escape": (b'{"question": "\\u12G4"}', "escape"),
-    "a list": (b'["q", "a"]', "found a list"),
-    "a text": (b'"question"', "found text"),
-    "a number": (b"42", "found a number"),
-    "null": (b"null", "found null"),
-    "true": (b"true", "found true"),
-    "nested too deeply": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
-    "byte order mark inside": (b' \xef\xbb\xbf{"question": "q"}', "Expecting value"),
-    "closing brace missing": (b'{"question": {"a": "b"}', "Expecting ',' delimiter"),
-    "brace too many": (b'{"question": "q", "answer": "a"}}', "text after"),
-    "csv": (b"q,a", "Expecting value"),
-    "conflict marker": (b"<<<<<<< HEAD", "Expecting value"),
-}  # fmt: skip
 POSITIONS = {"first": 0, "middle": 4, "last": 9}
 
 

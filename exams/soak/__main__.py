@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from exams.soak import changes, crash_points, damage, fuzz_config, hostile_folders, resume
+from exams.soak import bad_data, changes, crash_points, damage, fuzz_config, hostile_folders, resume
 from exams.suite import Suite, main
 
 SUITES: list[Suite] = [
@@ -14,6 +14,9 @@ SUITES: list[Suite] = [
     crash_points.SUITE,
     hostile_folders.SUITE,
     fuzz_config.SUITE,
+    bad_data.FILES_SUITE,
+    bad_data.ROWS_SUITE,
+    bad_data.MUTATED_SUITE,
 ]
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from qlora_core.data.problems import Problems
+from qlora_core.registry.files import no_key_twice
 
 MAX_LINE = 32 * 1024 * 1024
 """Bytes; a longer line is a row that lost its line breaks, not a sample."""
@@ -40,14 +40,6 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f'the key "{twice}" stands twice in one object')
-    return values
-
-
 def _not_json(constant: str) -> Any:
     raise ValueError(f"{constant} is not a JSON value")
 
@@ -60,7 +52,7 @@ def _finite(number: str) -> float:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_constant=_not_json, parse_float=_finite
+    object_pairs_hook=no_key_twice, parse_constant=_not_json, parse_float=_finite
 )
 
 

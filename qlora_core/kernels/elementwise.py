@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TILE = 2**16
-"""Values of the first argument per tile: a quarter of a megabyte in float32."""
+TILE = 2**17
+"""Values of the first argument per tile: half a megabyte in float32."""
 Function = Callable[..., Tensor]
 
 aten = torch.ops.aten

@@ -61,7 +61,6 @@ class Saved:
     kept: dict[str, Kept] = field(default_factory=dict)
     qkv: Tensor | None = None
     attended: Tensor | None = None
-    normalizers: Tensor | None = None
     projected: Tensor | None = None
     """Output of o before its norm, where it has one."""
     middle: Tensor | None = None
@@ -76,7 +75,7 @@ class Saved:
         if keep < Keep.ALL:
             self.pair = None
         if keep < Keep.MOST:
-            self.qkv = self.attended = self.normalizers = self.projected = self.middle = None
+            self.qkv = self.attended = self.projected = self.middle = None
 
 
 @dataclass
@@ -126,9 +125,7 @@ class Layer:
         normal = self._norm(x, self.before_attention)
         saved.qkv = self._linear("qkv", normal, saved)
         del normal
-        saved.attended, saved.normalizers = self.attention.forward(
-            *self._heads(saved.qkv, row), row.segments
-        )
+        saved.attended = self.attention.forward(*self._heads(saved.qkv, row), row.segments)
         attended, x = _only(row, saved.attended.flatten(1)), _only(row, x)
         if self.after_attention is None:
             saved.middle = self._linear("o", attended, saved, added=x)
@@ -188,7 +185,6 @@ class Layer:
         found: dict[str, list[Tensor]], *, wanted: bool,
     ) -> Tensor | None:  # fmt: skip
         assert saved.qkv is not None and saved.attended is not None
-        assert saved.normalizers is not None
         error = d_middle
         if self.after_attention is not None:
             error = self._norm_backward(d_middle, saved.projected, self.after_attention)
@@ -196,12 +192,8 @@ class Layer:
         error = self._linear_backward("o", error, attended, saved, found)
         error = _spread(row, error, len(x)).view_as(saved.attended)
         del attended
-        heads = self._heads(saved.qkv, row)
-        gradients = self.attention.backward(
-            error, *heads, saved.attended, saved.normalizers, row.segments
-        )
-        saved.attended = saved.normalizers = saved.middle = saved.projected = None
-        del heads, error
+        saved.attended = saved.middle = saved.projected = None
+        gradients = self.attention.backward(error, *self._heads(saved.qkv, row), row.segments)
         error = self._heads_backward(*gradients, saved.qkv, row)
         saved.qkv = None
         del gradients

@@ -6,11 +6,13 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import modeling_utils
 from transformers.utils import logging as transformers_logging
 
 from qlora_core.errors import BadInput
@@ -200,6 +202,26 @@ def quiet_loading() -> Iterator[None]:
         table.removeFilter(shown)
         if hidden_bar:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def reading_not_mapping() -> Iterator[None]:
+    """Let transformers read each tensor from its file, instead of mapping whole files.
+
+    transformers does so on Windows only. A mapped file counts as the process's memory page by
+    page until loading ends (all 16 bits of a model that is to become 4-bit), what stays in 16
+    bits would point into it for the whole run, and a file replaced meanwhile would crash it.
+    """
+    usual = modeling_utils.safe_open
+    modeling_utils.safe_open = partial(_open_for_reading, usual)
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = usual
+
+
+def _open_for_reading(usual: Callable[..., Any], file: str, **settings: Any) -> Any:
+    return usual(file, **{**settings, "backend": "pread"})
 
 
 def require_all_weights(information: Mapping[str, Any], name: str) -> tuple[str, ...]:

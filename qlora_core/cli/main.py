@@ -16,11 +16,11 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from qlora_core import ENGINE_PACKAGES, __version__
-from qlora_core.cli import demo, detect, generate, merge, plugins, train, verify
+from qlora_core.cli import demo, detect, generate, merge, plugins, quantize, train, verify
 from qlora_core.cli.common import printable
 from qlora_core.errors import MissingEngine, QloraError
 
-COMMANDS = (detect, train, generate, merge, verify, plugins, demo)
+COMMANDS = (detect, train, generate, merge, verify, quantize, plugins, demo)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -42,16 +42,24 @@ def copy_companions(
     loaded: LoadedModel, trained: TrainedAdapter, to: Path, how: Mapping[str, Any]
 ) -> None:
     """Copy tokenizer and chat template, the base's code and licence, and the stop tokens."""
-    source = _tokenizer_folder(loaded, trained)
-    for folder, patterns in ((loaded.folder, BASE_FILES), (source, TOKENIZER_FILES)):
-        for pattern in patterns:
-            for file in folder.glob(pattern):
-                if file.is_file():
-                    shutil.copyfile(file, to / file.name)
+    _copy(loaded.folder, BASE_FILES, to)
+    _copy(_tokenizer_folder(loaded, trained), TOKENIZER_FILES, to)
     if (trained.folder / GENERATION).is_file():
         shutil.copyfile(trained.folder / GENERATION, to / GENERATION)
     else:
         _generation_config(loaded, tokenizer_for(loaded, trained, how)).save_pretrained(to)
+
+
+def copy_beside(folder: Path, to: Path) -> None:
+    """Copy all that is not weights and configs: tokenizer, chat template, code, licence."""
+    _copy(folder, (*BASE_FILES, *TOKENIZER_FILES), to)
+
+
+def _copy(folder: Path, patterns: tuple[str, ...], to: Path) -> None:
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, to / file.name)
 
 
 def _tokenizer_folder(loaded: LoadedModel, trained: TrainedAdapter) -> Path:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from qlora_core.models.checkpoint import is_quantized_folder, require_whole_weig
 from qlora_core.models.companions import copy_companions, tokenizer_for
 from qlora_core.models.loader import LoadedModel, load_model
 from qlora_core.models.merged_weights import changes
+from qlora_core.models.output import new_folder
 from qlora_core.models.probes import Reading, compute_in_float32, probe_ids, read_probes
 from qlora_core.models.shards import (
     Placement,
@@ -120,21 +119,15 @@ def merge(
     """
     if onto not in ("nf4", "original"):
         raise BadInput(f"cannot merge onto {onto!r}", "use nf4 or original")
-    target = _free(Path(output))
     trained = read_adapter(adapter, base=base)
     how = {
         "architecture": architecture, "device": device, "revision": revision, "offline": offline,
         "trust_remote_code": trust_remote_code, "registry": registry,
     }  # fmt: skip
     job = _Job(trained, how, onto, texts)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        report = job.run(aside, target, check=check)
+    with new_folder(output) as aside:
+        report = job.run(aside, Path(output), check=check)
         write_json(aside / MERGED, report.to_dict())
-        os.replace(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return report
 
 
@@ -227,14 +220,6 @@ class _Job:
         tokenizer = tokenizer_for(loaded, self.trained, self.how)
         vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
         return probe_ids(tokenizer, vocabulary, self.texts)
-
-
-def _free(output: Path) -> Path:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"{output} exists", "name a new folder with --output")
-    if output.is_dir():
-        output.rmdir()
-    return output
 
 
 def _report(

@@ -10,18 +10,12 @@ from typing import Any
 
 import pytest
 
+from exams.soak.chats import tokenizer_for
 from qlora_core.data.codec import codec_of, source_of
 from qlora_core.data.encode import IGNORED, Encoded, encode_conversation
 from qlora_core.data.template import CLOCK, ChatTemplate, set_clock
 from qlora_core.errors import BadInput
 from qlora_core.facts.tokenizer import TokenizerPolicy
-from qlora_core.testing.tokenizers import toy_tokenizer
-
-MARKUP = re.compile(
-    r"<\|[^|<>\s{}']+\|>|<\uff5c[^<>\s]+\uff5c>|</?[a-z_]+_of_[a-z]+>|\[/?[A-Z_]{4,}\]|<turn\|>"
-    r"|\[gMASK\]|<sop>|</?think>|</?tool_call>|<step>|</s>|<tool_call\|>|<tool_response\|>"
-)
-SOFT = {"<think>", "</think>", "<tool_call>", "</tool_call>", "[INST]", "[/INST]"}
 
 
 def chat(*turns: str, system: str | None = None) -> list[dict[str, Any]]:
@@ -39,19 +33,6 @@ CONVERSATIONS = {
     "white space": chat("  Q one \n", "\n Ans one  ", " Q two", "Ans two\n"),
     "code": chat("Q {{ x }} {% if %}", "def f():\n    return 1\n\n\n# é 東京 😀"),
 }
-
-
-def tokenizer_for(template: Any, **roles: str | None) -> Any:
-    """A byte-level tokenizer with the template's own markup as added tokens."""
-    source = template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
-    found = dict.fromkeys([*filter(None, roles.values()), *MARKUP.findall(source)])
-    return toy_tokenizer(
-        "byte-level",
-        template,
-        special=[token for token in found if token not in SOFT],
-        markup=[token for token in found if token in SOFT],
-        **{f"{role}_token": token for role, token in roles.items()},
-    )
 
 
 def answers(encoded: Encoded) -> list[str]:

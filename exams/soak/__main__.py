@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from exams.soak import bad_data, changes, crash_points, damage, fuzz_config, hostile_folders, resume
+from exams.soak import (
+    bad_data,
+    changes,
+    crash_points,
+    damage,
+    fuzz_config,
+    hostile_folders,
+    injection,
+    resume,
+)
 from exams.suite import Suite, main
 
 SUITES: list[Suite] = [
@@ -17,6 +26,9 @@ SUITES: list[Suite] = [
     bad_data.FILES_SUITE,
     bad_data.ROWS_SUITE,
     bad_data.MUTATED_SUITE,
+    injection.TOKENS_SUITE,
+    injection.FUZZ_SUITE,
+    injection.BENIGN_SUITE,
 ]
 
 if __name__ == "__main__":

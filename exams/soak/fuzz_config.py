@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from exams.soak.traps import watch
+from exams.soak.traps import settle, watch
 from exams.suite import Case, Suite
 from qlora_core.errors import BadInput, DetectionError
 from qlora_core.registry.detect import detect, installed
@@ -119,7 +119,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
     registries = [without(installed(), fallback=kind) for kind in (True, False)]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        watch(lambda: detect({"model_type": "nobody-knows-it"}))  # loads the engine once
+        settle(lambda: detect({"model_type": "nobody-knows-it"}))
         for first in range(0, count, BATCH):
             yield from _batch(first, min(BATCH, count - first), seed, folder, registries)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import qlora_base
 
 from exams.soak.hostile_configs import FOLDERS
-from exams.soak.traps import peak_of, watch
+from exams.soak.traps import peak_of, settle, watch
 from exams.suite import Case, Suite
 from qlora_core.cli.main import main
 from qlora_core.registry.detect import detect, installed
@@ -41,7 +41,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
     """Every folder with `detect`; then its skeleton and a dry run; then fresh processes."""
     del seed
     installed()
-    watch(lambda: detect({"model_type": "nobody-knows-it"}))  # loads the engine once
+    settle(lambda: detect({"model_type": "nobody-knows-it"}))
     with tempfile.TemporaryDirectory() as place:
         made = list(_made(Path(place)))
         for name, folder in made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import time
@@ -76,6 +77,13 @@ def watch(work: Callable[[], Any], *, patience: float = 60.0) -> Watch:
         found.seconds = time.process_time() - start
         _current.pop()
     return found
+
+
+def settle(first: Callable[[], Any]) -> None:
+    """Do once what loads libraries, and keep Python from searching them for garbage later."""
+    watch(first)
+    gc.collect()
+    gc.freeze()
 
 
 def peak_of(work: Callable[[], Any]) -> float:

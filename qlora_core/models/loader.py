@@ -19,6 +19,7 @@ from qlora_core.facts.architecture import Architecture
 from qlora_core.models.checkpoint import (
     fetch,
     quiet_loading,
+    reading_not_mapping,
     refuse_other_quantization,
     require_all_weights,
     require_whole_weights,
@@ -152,7 +153,7 @@ def load_model(
         trust_remote_code=trust_remote_code,
     )
     unexpected = require_all_weights(information, detection.model)
-    _settle(model, detection.model, target)
+    _name_origin(model, detection.model)
     report = _made_ready(model, detection.architecture, registry)
     return LoadedModel(
         model=model,
@@ -263,7 +264,7 @@ def _clear_loading_errors(name: str) -> Iterator[None]:
 
 def _read_weights(folder: Path, name: str, *, config: Any, **settings: Any) -> Any:
     """The model and what transformers says of the tensors that it found, missed or left over."""
-    with _clear_loading_errors(name), quiet_loading():
+    with _clear_loading_errors(name), quiet_loading(), reading_not_mapping():
         return _auto_class(config).from_pretrained(
             folder,
             config=config,
@@ -274,17 +275,8 @@ def _read_weights(folder: Path, name: str, *, config: Any, **settings: Any) -> A
         )
 
 
-def _settle(model: Any, name: str, device: torch.device) -> None:
-    """Make the model independent of its files, and name its origin.
-
-    On a CPU what was not quantized still lies in mapped files: one that is replaced during a
-    run would crash it, and the pages of the whole checkpoint would stay. Adapters will name
-    as their base what the user gave, not a path in the cache.
-    """
-    if device.type == "cpu":
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.clone()
+def _name_origin(model: Any, name: str) -> None:
+    """Adapters will name as their base what the user gave, not a path in the cache."""
     model.name_or_path = name
     model.config._name_or_path = name
 

@@ -74,6 +74,10 @@ class QloraConfig(BitsAndBytesConfig):  # type: ignore[misc]  # transformers shi
 class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers ships no types
     """Quantizes while transformers loads."""
 
+    def __deepcopy__(self, memo: Any) -> QloraQuantizer:
+        """Itself: transformers copies the converters of a 4-bit folder once for every tensor."""
+        return self
+
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         settings = self.quantization_config
         names = list(settings.llm_int8_skip_modules or ())

@@ -24,13 +24,13 @@ FORMATS = (
         assistant="### Response:\n{content}{eos}\n\n",
     ),
     PromptFormat(
-        name="vicuna",
+        name="vicuna-lines",
         system="{content}\n\n",
         user="USER: {content}\n",
         assistant="ASSISTANT: {content}{eos}\n",
     ),
     PromptFormat(
-        name="vicuna-spaced",
+        name="vicuna",
         system="{content} ",
         user="USER: {content} ",
         assistant="ASSISTANT: {content}{eos}",
@@ -116,6 +116,12 @@ FORMATS = (
         assistant="<|assistant|>\n{content}{eos}\n",
     ),
     PromptFormat(
+        name="tulu",
+        system="<|system|>\n{content}\n",
+        user="<|user|>\n{content}\n",
+        assistant="<|assistant|>\n{content}{eos}\n",
+    ),
+    PromptFormat(
         name="deepseek",
         system="{content}\n\n",
         user="User: {content}\n\n",
@@ -149,6 +155,13 @@ FORMATS = (
     PromptFormat(
         name="glm-4",
         start="[gMASK]<sop>",
+        system="<|system|>\n{content}",
+        user="<|user|>\n{content}",
+        assistant="<|assistant|>\n{content}",
+    ),
+    PromptFormat(
+        name="glm-edge",
+        start="",
         system="<|system|>\n{content}",
         user="<|user|>\n{content}",
         assistant="<|assistant|>\n{content}",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from qlora_core.data.bounded import TemplateExhausted
 from qlora_core.data.codec import codec_of, source_of
 from qlora_core.data.conform import Message
+from qlora_core.data.shape import Render, chat, shape_of
 from qlora_core.data.template import ChatTemplate
 from qlora_core.errors import BadInput
 from qlora_core.facts.prompt import PromptFormat
@@ -17,17 +17,10 @@ from qlora_core.facts.tokenizer import TokenizerPolicy
 from qlora_core.registry.detect import installed
 from qlora_core.registry.manager import Registry
 
-USER = {"role": "user", "content": "Name it one"}
-ANSWER = {"role": "assistant", "content": "Name it two"}
-SYSTEM = {"role": "system", "content": "Name it zero"}
-CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
-    (USER, ANSWER),
-    (USER, ANSWER, {"role": "user", "content": "Name it three"},
-     {"role": "assistant", "content": "Name it four"}),
-    (SYSTEM, USER, ANSWER),
-)  # fmt: skip
-PLAIN_TURNS = 2
-"""So many of the conversations must be alike; the others tell near relatives apart."""
+USER, ANSWER = chat(2)
+SYSTEM = chat(1, system=True)[0]
+_TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+"""For templates that are made for tools alone."""
 
 
 def identify_prompt_format(tokenizer: Any, *, registry: Registry | None = None) -> str:
@@ -45,38 +38,45 @@ def identify_prompt_format(tokenizer: Any, *, registry: Registry | None = None) 
 
 
 def format_like(tokenizer: Any, *, registry: Registry | None = None) -> PromptFormat | None:
-    """The installed format that renders turns as the tokenizer's chat template does."""
+    """The installed format whose turns look most like those of the tokenizer's chat template.
+
+    Equal turns come first, then turns that differ in white space, then in what ends them; of
+    several the one whose frame is nearest. What a template puts first by itself, a system
+    text or a date, is no difference.
+    """
     codec = codec_of(tokenizer, TokenizerPolicy())
     template = codec.template(source_of(tokenizer, None, None), {})
-    best, found = 0, None
-    for prompt_format in _known(registry or installed()):
-        score = _likeness(template, prompt_format, codec.bos or "", codec.eos or "")
-        if score > best:
-            best, found = score, prompt_format
+    bos, eos = codec.bos or "", codec.eos or ""
+    shape = shape_of(renderer(template), bos, eos)
+    shape = shape or shape_of(renderer(template, tools=[_TOOL]), bos, eos)
+    best, found = (0, 0.0), None
+    for prompt_format in _known(registry or installed()) if shape else ():
+        known = shape_of(renderer(prompt_format, bos, eos), bos, eos)
+        likeness = shape.likeness(known) if shape and known else best
+        if likeness > best:
+            best, found = likeness, prompt_format
     return found
 
 
-def _likeness(template: ChatTemplate, prompt_format: PromptFormat, bos: str, eos: str) -> int:
-    """0 where a template renders turns otherwise; more, the more of the frame is alike too.
+def renderer(
+    form: ChatTemplate | PromptFormat,
+    bos: str = "",
+    eos: str = "",
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> Render:
+    """How a chat template or a prompt format renders; None where it refuses."""
 
-    A system text that the template puts first by itself is no difference.
-    """
-    score = 0
-    turns_only = replace(prompt_format, start="")
-    for number, messages in enumerate(CONVERSATIONS):
+    def render(messages: Sequence[Message]) -> str | None:
         try:
-            text = _bare(template.render(messages), bos, eos)
+            if isinstance(form, ChatTemplate):
+                return form.render(messages, tools)
+            return "".join(s.text for s in form.render(messages, bos=bos, eos=eos))
+        except TemplateExhausted:
+            raise
         except BadInput:
-            text = ""
-        text = text.removesuffix(prompt_format.generation_prompt().strip()).strip()
-        whole, turns = (
-            _bare("".join(s.text for s in form.render(messages, bos=bos, eos=eos)), bos, eos)
-            for form in (prompt_format, turns_only)
-        )
-        if number < PLAIN_TURNS and not text.endswith(turns):
-            return 0
-        score += 1 + 2 * (text == whole)
-    return score
+            return None
+
+    return render
 
 
 def template_report(tokenizer: Any, policy: TokenizerPolicy | None = None) -> dict[str, Any]:
@@ -101,13 +101,6 @@ def template_report(tokenizer: Any, policy: TokenizerPolicy | None = None) -> di
         "prompt_differs": prompt != trained,
         "uses_clock": template.uses_clock,
     }
-
-
-def _bare(text: str, bos: str, eos: str) -> str:
-    """Text without what may stand around turns: BOS, an EOS that closes, empty thoughts."""
-    text = re.sub(r"<think>\s*</think>\s*", "", text).strip()
-    text = text.removeprefix(bos).strip()
-    return text.removesuffix(eos).strip() if eos else text
 
 
 def _known(registry: Registry) -> Iterable[PromptFormat]:

@@ -9,10 +9,14 @@ from exams.soak import (
     changes,
     crash_points,
     damage,
+    disks,
     fuzz_config,
     hostile_folders,
     injection,
+    kills,
+    locks,
     resume,
+    signals,
 )
 from exams.suite import Suite, main
 
@@ -21,6 +25,11 @@ SUITES: list[Suite] = [
     damage.SUITE,
     changes.SUITE,
     crash_points.SUITE,
+    kills.SUITE,
+    disks.SUITE,
+    signals.SUITE,
+    locks.SUITE,
+    locks.FOREIGN_SUITE,
     hostile_folders.SUITE,
     fuzz_config.SUITE,
     bad_data.FILES_SUITE,

@@ -59,7 +59,7 @@ class Set:
         if scene.died_at:
             self.run.reset()
             number = self.run.calls.index(scene.died_at) + 1
-            self.run.start(fault=Fault(KILL, number)).wait()
+            self.run.start(Fault(KILL, number)).wait()
         if scene.damaged:
             (self.run.output / scene.damaged / checkpoints.ADAPTER).write_bytes(b"")
         self.kept = Path(
@@ -69,7 +69,7 @@ class Set:
     def points(self) -> list[Point]:
         """The calls that an undisturbed run makes here, each to be disturbed in every way."""
         log = self.kept.with_name("calls")
-        self.run.require(self.run.start(log=log).wait())
+        self.run.require(self.run.start(Fault(log=log)).wait())
         calls = list(enumerate(read_calls(log), 1))
         return [Point(self, how, number, call) for how in AFTERMATHS for number, call in calls]
 
@@ -99,14 +99,15 @@ class Point:
         if self.set.scene.damaged != ADAPTER and adapter.exists() and files.damage(adapter):
             return f"the crash left a result that is not whole: {files.damage(adapter)}"
         ended = run.finish()
-        if not (wrong := run.wrong(ended)) and ended.resumed_step < died.saved:
+        wrong = run.wrong(ended)
+        if not wrong and not ended.was_finished and ended.resumed_step < died.saved:
             return f"step {died.saved} was saved; it went on from step {ended.resumed_step}"
         return wrong
 
     def _die(self) -> Ended:
         fault = Fault(KILL, self.number)
         if self.aftermath == "killed":
-            return self.set.run.start(fault=fault).wait()
+            return self.set.run.start(fault).wait()
         return self.set.run.cut_power(fault, names_kept="names kept" in self.aftermath)
 
 

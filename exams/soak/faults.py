@@ -32,6 +32,10 @@ class Fault(NamedTuple):
     """An errno for FAIL, a signal's number for RAISE."""
     more: int = 0
     """FAIL goes on for so many calls (or FOR_GOOD); RAISE is done again so many calls later."""
+    log: Path | None = None
+    """Where each call is written to: its kind and path, one a line."""
+    shadow: Path | None = None
+    """Where what is synced is kept, for the power to be cut."""
 
 
 def compiler() -> str | None:
@@ -53,17 +57,16 @@ def library() -> Path:
     return path
 
 
-def arm(folder: Path, fault: Fault, calls: int, *, log: int, shadow: Path | None) -> None:
-    """From now on count this process's calls in the C long at ``calls``; do what ``fault`` says.
-
-    Each call's kind and path go to the file open as ``log`` (-1: nowhere), one a line.
-    """
+def arm(folder: Path, fault: Fault, calls: int) -> None:
+    """From now on count this process's calls in the C long at ``calls``; do what ``fault`` says."""
     arm_ = ctypes.CDLL(None).faults_arm
     arm_.argtypes = [
         ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
         ctypes.c_long, ctypes.c_int, ctypes.c_long,
     ]  # fmt: skip
-    where = os.fsencode(shadow) if shadow else b""
+    how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    log = os.open(fault.log, how) if fault.log else -1
+    where = os.fsencode(fault.shadow) if fault.shadow else b""
     arm_(os.fsencode(folder), where, calls, log, fault.action, fault.at, fault.value, fault.more)
 
 

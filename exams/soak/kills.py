@@ -30,7 +30,7 @@ def _killed(run: Rehearsal, dice: random.Random, *, in_save: bool) -> str:
     """Start or resume the run and kill it; says where."""
     if in_save:
         number = dice.choice(saving(run.calls))
-        died = run.start(fault=Fault(KILL, number)).wait()
+        died = run.start(Fault(KILL, number)).wait()
         return f"at call {number}" + ("" if died.code == -9 else " (it ended before)")
     share_ = dice.random()
     running = run.start()

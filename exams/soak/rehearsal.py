@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import time
@@ -12,6 +13,7 @@ from typing import Any
 from exams.soak import faults, small
 from exams.soak.faults import Fault
 from exams.soak.stage import Ended, Running, Stage
+from qlora_core.training.runs import RECORD
 
 RANDOM_NAME = re.compile(r"(?<=\.staging-)\w{8}|(?<=\.trash-)\w{8}|(?<=\.tmp)\w{6}")
 
@@ -28,21 +30,23 @@ class Rehearsal:
         self.expected: small.Trace | None = None
         log = self.stage.folder.with_name(f"calls of {place}")
         began = time.monotonic()
-        self.require(self.start(log=log).wait())
+        self.require(self.start(Fault(log=log)).wait())
         self.seconds = time.monotonic() - began
         self.calls = read_calls(log)
 
     def reset(self, kept: Path | None = None) -> None:
         """Empty the folder, or put back what was ``kept``."""
-        shutil.rmtree(self.stage.folder, ignore_errors=True)
-        if kept is None:
-            self.stage.folder.mkdir()
-        else:
-            shutil.copytree(kept, self.stage.folder)
+        folder = self.stage.folder
+        folder.mkdir(exist_ok=True)
+        for path in folder.iterdir():  # not the folder: a disk may be mounted there
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if kept is not None:
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
 
-    def start(self, *, resume: bool = True, **harm: Any) -> Running:
-        """The run, going on from where the folder is. ``harm``: as ``Stage.fork`` takes it."""
-        return self.stage.start(dataclasses.replace(self.settings, resume=resume), **harm)
+    def start(self, fault: Fault | None = None, **changes: Any) -> Running:
+        """The run, going on from where the folder is, with these settings changed."""
+        settings = dataclasses.replace(self.settings, **{"resume": True, **changes})
+        return self.stage.train(settings, fault)
 
     def finish(self) -> Ended:
         """The run, undisturbed, to its end."""
@@ -52,7 +56,7 @@ class Rehearsal:
         """Train until ``fault`` kills it, then leave what a power cut leaves."""
         lose = faults.lose_unsynced_bytes if names_kept else faults.lose_unsynced
         with faults.all_synced(self.stage.folder, self.shadow):
-            ended = self.start(fault=fault, shadow=self.shadow).wait()
+            ended = self.start(fault._replace(shadow=self.shadow)).wait()
             lose(self.stage.folder, self.shadow)
         return ended
 
@@ -60,6 +64,9 @@ class Rehearsal:
         """In what a run that has ended is not the undisturbed one; empty: in nothing."""
         if ended.code:
             return f"exit code {ended.code}: {ended.said[-500:]}"
+        status = json.loads((self.output / RECORD).read_text("utf-8"))["status"]
+        if status != "finished":
+            return f"exit code 0, and {RECORD} says {status}"
         found = small.trace(self.output)
         self.expected = self.expected or found
         left = [path.name for path in self.stage.folder.rglob(".*")]

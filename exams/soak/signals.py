@@ -24,7 +24,7 @@ def _signalled(run: Rehearsal, dice: random.Random, kind: str, signum: int) -> t
     again = dice.randint(1, 25) if kind.startswith("two") else 0
     if "call" in kind:
         fault = Fault(RAISE, dice.randint(1, len(run.calls)), signum, again)
-        return run.start(fault=fault).wait(), 0.0
+        return run.start(fault).wait(), 0.0
     running = run.start()
     while not running.cells.ready:
         time.sleep(0.001)

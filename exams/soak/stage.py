@@ -88,6 +88,11 @@ class Ended(NamedTuple):
         found = [line for line in self.said.splitlines() if line.startswith("resumed from ")]
         return int(found[-1].rpartition("-")[2]) if found else 0
 
+    @property
+    def was_finished(self) -> bool:
+        """Whether there was nothing left to do."""
+        return "is finished: nothing to do" in self.said
+
 
 class Cells(ctypes.Structure):
     """Memory that a run shares with whoever waits for it."""
@@ -134,15 +139,8 @@ class Stage:
 
     folder: Path
 
-    def fork(
-        self,
-        work: Callable[[Cells], int],
-        *,
-        fault: Fault = Fault(),  # noqa: B008
-        shadow: Path | None = None,
-        log: Path | None = None,
-    ) -> Running:
-        """``work`` in a forked process that exits with what it returns."""
+    def fork(self, work: Callable[[Cells], int], fault: Fault | None = None) -> Running:
+        """``work`` in a forked process that exits with what it returns, unless ``fault`` hits."""
         cells = Cells.from_buffer(mmap.mmap(-1, mmap.PAGESIZE))
         screen = self.folder.with_name(f"screen-{time.monotonic_ns()}")
         screen.touch()
@@ -152,9 +150,8 @@ class Stage:
             try:
                 _to_file(screen)
                 _many_open_files()
-                calls = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if log else -1
                 counter = ctypes.addressof(cells) + Cells.calls.offset
-                faults.arm(self.folder, fault, counter, log=calls, shadow=shadow)
+                faults.arm(self.folder, fault or Fault(), counter)
                 cells.ready = 1
                 code = work(cells)
             except KeyboardInterrupt:
@@ -167,15 +164,11 @@ class Stage:
                 os._exit(code)
         return Running(pid, cells, screen)
 
-    def start(self, settings: TrainSettings, **harm: Any) -> Running:
-        """``qlora-core train`` with these settings, forked. ``harm``: as ``fork`` takes it."""
+    def train(self, settings: TrainSettings, fault: Fault | None = None) -> Running:
+        """``qlora-core train`` with these settings, forked."""
         given = self.folder.with_name("settings.yaml")
         given.write_text(json.dumps(dataclasses.asdict(settings)))
-        return self.fork(lambda cells: _train(given, cells), **harm)
-
-    def train(self, settings: TrainSettings, **harm: Any) -> Ended:
-        """The same, to its end."""
-        return self.start(settings, **harm).wait()
+        return self.fork(lambda cells: _train(given, cells), fault)
 
 
 def share(settings: TrainSettings) -> None:

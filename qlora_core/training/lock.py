@@ -45,7 +45,8 @@ class FolderLock:
         """Free the folder and remove the lock's file."""
         with contextlib.suppress(OSError):  # Windows removes no open file: it stays, unlocked
             self.path.unlink()
-        self.file.close()
+        with contextlib.suppress(OSError):  # a full disk; the lock is gone all the same
+            self.file.close()
 
     def _acquire(self) -> IO[str]:
         while True:

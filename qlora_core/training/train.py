@@ -16,7 +16,12 @@ from qlora_core.errors import TrainingStopped
 from qlora_core.models.adapters import adapter_report
 from qlora_core.models.checkpoint import fetch
 from qlora_core.models.loader import LoadedModel
-from qlora_core.models.memory import MemoryPlan, explain_out_of_memory, is_out_of_memory
+from qlora_core.models.memory import (
+    OPTIMIZER,
+    MemoryPlan,
+    explain_out_of_memory,
+    is_out_of_memory,
+)
 from qlora_core.models.trained import base_hash
 from qlora_core.registry.manager import Registry
 from qlora_core.training import checkpoints, files, setup
@@ -58,13 +63,16 @@ def train(
     progress = progress if processes.main else Silent()
     detection = setup.detect_model(settings, registry)
     output = Path(settings.output)
-    with claimed(output, resume=settings.resume, main=processes.main) as found:
+    new = new_record()
+    with claimed(
+        output, resume=settings.resume, run_id=new["run_id"], main=processes.main
+    ) as found:
         record = processes.from_main(found)
         if record is None and settings.resume:
             progress.say(f"nothing to resume in {output}: starting from step 0")
         side_file = output / "refused_rows.jsonl" if processes.main else None
         inputs = setup.read_inputs(settings, detection, registry, side_file=side_file)
-        run = Run(output, processes.from_main(record or new_record()), writes=processes.main)
+        run = Run(output, processes.from_main(record or new), writes=processes.main)
         differs = _require_same_run(run, inputs, processes, progress)
         if not differs and _is_done(run):
             progress.say(f"run {run.run_id} in {output} is finished: nothing to do")
@@ -145,6 +153,8 @@ def _run(
             _go_back(session)
         _ask_before(session, samples)
         run.record |= {"status": "running", "finished": None}
+        if run.writes:  # adapters and optimizer: what the first save will hold
+            files.demand_space(run.directory, inputs.plan.terms[OPTIMIZER])
         run.save()
         with _outcome(run, inputs.registry, progress):
             session.work()
@@ -229,11 +239,12 @@ def _go_back(session: Session) -> None:
     """To the newest whole checkpoint, naming those that were passed over."""
     run, processes = session.run, session.loop.processes
     path, refused = processes.from_main(checkpoints.newest_valid(run.checkpoints, run.run_id))
+    instead = f"{path.name} is used" if path else "none is whole: it starts from step 0"
     for name, reason in refused:
         run.note(
             "checkpoint-refused",
             f"the checkpoint {name} was passed over: {reason}",
-            "an older one is used; it can be removed",
+            f"{instead}; the damaged one can be removed",
         )
     if path is None:
         run.rewind(-1)
@@ -272,6 +283,7 @@ def _outcome(run: Run, registry: Registry, progress: Progress) -> Iterator[None]
     run.record.pop("error", None)
     try:
         yield
+        run.finish("finished")  # a disk that does not take this has not got the result
         status = "finished"
     except (TrainingInterrupted, KeyboardInterrupt):
         status = "interrupted"
@@ -284,7 +296,8 @@ def _outcome(run: Run, registry: Registry, progress: Progress) -> Iterator[None]
         raise
     finally:
         progress.stop()
-        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
-            run.finish(status)
+        if status != "finished":
+            with contextlib.suppress(TrainingStopped):  # a full disk must not hide why it ended
+                run.finish(status)
         if run.writes:
             registry.observe("qlora_run_finished", run=run, outcome=status)

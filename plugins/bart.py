@@ -1,5 +1,7 @@
 """Decoders of BART and its kin, without their encoders."""
 
+from dataclasses import replace
+
 from qlora_core import Architecture, Layout, LoraTargets, hookimpl
 
 bart = Architecture(
@@ -168,8 +170,52 @@ prophetnet = Architecture(
     "(arXiv:2001.04063)",
 )
 
+musicgen = Architecture(
+    name="musicgen",
+    model_types=("musicgen",),
+    class_names=("MusicgenForCausalLM",),
+    targets=bart.targets,
+    layout=Layout(
+        layers="model.decoder.layers",
+        final_norm="model.decoder.layer_norm",
+        embeddings="model.decoder.embed_tokens",
+        head=("lm_heads",),
+    ),
+    example={
+        "model_type": "musicgen",
+        "architectures": ["MusicgenForCausalLM"],
+        "decoder": {
+            "model_type": "musicgen_decoder",
+            "ffn_dim": 128,
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "vocab_size": 512,
+        },
+        "text_encoder": {"model_type": "t5"},
+        "audio_encoder": {"model_type": "encodec"},
+    },
+    source="transformers, models/musicgen/modeling_musicgen.py; Copet et al. 2023 "
+    "(arXiv:2306.05284)",
+)
+musicgen_melody = replace(
+    musicgen,
+    name="musicgen_melody",
+    model_types=("musicgen_melody",),
+    class_names=("MusicgenMelodyForCausalLM",),
+    targets=replace(bart.targets, never={}),
+    example={
+        **musicgen.example,
+        "model_type": "musicgen_melody",
+        "architectures": ["MusicgenMelodyForCausalLM"],
+        "decoder": {**musicgen.example["decoder"], "model_type": "musicgen_melody_decoder"},
+    },
+    source="transformers, models/musicgen_melody/modeling_musicgen_melody.py; Copet et al. 2023 "
+    "(arXiv:2306.05284)",
+)
+
 
 @hookimpl
 def qlora_architectures() -> list[Architecture]:
     """Provide Decoders of BART and its kin, without their encoders."""
-    return [bart, mbart, marian, trocr, whisper, prophetnet]
+    return [bart, mbart, marian, trocr, whisper, prophetnet, musicgen, musicgen_melody]

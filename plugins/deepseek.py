@@ -86,6 +86,7 @@ deepseek_v32 = Architecture(
         keep_unquantized={
             "weights_proj": "its input is cast to its weight's dtype: integers, in 4 bits",
         },
+        dequantize_on_access=("weights_proj",),
     ),
     tokenizer=deepseek.tokenizer,
     example={

@@ -1,9 +1,14 @@
-"""Gemma 3n's text model, whose layers also read an embedding of their own."""
+"""Gemma 3n, whose layers also read an embedding of their own: the text model, and all of it.
 
-from qlora_core import Architecture, LoraTargets, TokenizerPolicy, hookimpl
+The whole of it sees through timm, and was described from the source of its class.
+"""
 
-gemma3n = Architecture(
-    name="gemma3n",
+from dataclasses import replace
+
+from qlora_core import Architecture, Layout, LoraTargets, TokenizerPolicy, hookimpl
+
+gemma3n_text = Architecture(
+    name="gemma3n_text",
     model_types=("gemma3n_text",),
     class_names=("Gemma3nForCausalLM",),
     targets=LoraTargets(
@@ -26,6 +31,10 @@ gemma3n = Architecture(
             "correction_coefs": "its weight is used directly, which fails on packed 4-bit values",
             "prediction_coefs": "its weight is used directly, which fails on packed 4-bit values",
         },
+        dequantize_on_access=(
+            "correction_coefs",
+            "prediction_coefs",
+        ),
     ),
     tokenizer=TokenizerPolicy(
         pad=("<pad>",),
@@ -49,8 +58,31 @@ gemma3n = Architecture(
     source="transformers, models/gemma3n/modeling_gemma3n.py",
 )
 
+gemma3n = replace(
+    gemma3n_text,
+    name="gemma3n",
+    model_types=("gemma3n",),
+    class_names=("Gemma3nForConditionalGeneration",),
+    supersedes=("gemma3n_text",),
+    targets=replace(
+        gemma3n_text.targets,
+        outside=("vision_tower", "audio_tower", "embed_vision", "embed_audio"),
+    ),
+    layout=Layout(
+        layers="model.language_model.layers",
+        final_norm="model.language_model.norm",
+        embeddings="model.language_model.embed_tokens",
+    ),
+    example={
+        "model_type": "gemma3n",
+        "architectures": ["Gemma3nForConditionalGeneration"],
+        "text_config": dict(gemma3n_text.example),
+    },
+    not_built="its vision tower needs timm",
+)
+
 
 @hookimpl
 def qlora_architectures() -> list[Architecture]:
-    """Provide Gemma 3n's text model, whose layers also read an embedding of their own."""
-    return [gemma3n]
+    """Provide Gemma 3n."""
+    return [gemma3n_text, gemma3n]

@@ -1,5 +1,7 @@
 """Gemma 4: the text models, and the models that also see and hear."""
 
+from dataclasses import replace
+
 from qlora_core import Architecture, Layout, LoraTargets, TokenizerPolicy, hookimpl
 
 gemma4_text = Architecture(
@@ -147,8 +149,29 @@ gemma4_unified = Architecture(
     source="transformers, models/gemma4_unified/modeling_gemma4_unified.py",
 )
 
+gemma4_assistant = replace(
+    gemma4_text,
+    name="gemma4_assistant",
+    model_types=("gemma4_assistant", "gemma4_unified_assistant"),
+    class_names=("Gemma4AssistantForCausalLM", "Gemma4UnifiedAssistantForCausalLM"),
+    supersedes=("gemma4_text", "gemma4_unified_text"),
+    targets=LoraTargets(
+        attention=("q_proj", "o_proj"),
+        mlp=gemma4_text.targets.mlp,
+        outside=("pre_projection", "post_projection", "masked_embedding"),
+    ),
+    example={
+        "model_type": "gemma4_assistant",
+        "architectures": ["Gemma4AssistantForCausalLM"],
+        "backbone_hidden_size": 64,
+        "text_config": {**gemma4_text.example, "num_kv_shared_layers": 4},
+    },
+    not_built="transformers 5.23 demands that all layers share their keys, and refuses just that",
+    source="transformers, models/gemma4_assistant, gemma4_unified_assistant",
+)
+
 
 @hookimpl
 def qlora_architectures() -> list[Architecture]:
     """Provide Gemma 4."""
-    return [gemma4_text, gemma4, gemma4_unified_text, gemma4_unified]
+    return [gemma4_text, gemma4, gemma4_unified_text, gemma4_unified, gemma4_assistant]

@@ -103,6 +103,7 @@ glm_moe_dsa = Architecture(
         keep_unquantized={
             "weights_proj": "its input is cast to its weight's dtype: integers, in 4 bits",
         },
+        dequantize_on_access=("weights_proj",),
     ),
     tokenizer=glm.tokenizer,
     example={

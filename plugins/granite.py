@@ -79,6 +79,7 @@ granite_hybrid = Architecture(
         keep_unquantized={
             "out_proj": "its weight is used directly, which fails on packed 4-bit values",
         },
+        dequantize_on_access=("out_proj",),
     ),
     example={
         "model_type": "granitemoehybrid",

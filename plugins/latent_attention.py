@@ -82,6 +82,7 @@ axk2 = Architecture(
         keep_unquantized={
             "weights_proj": "its input is cast to its weight's dtype: integers, in 4 bits",
         },
+        dequantize_on_access=("weights_proj",),
     ),
     example={
         **minicpm3.example,
@@ -155,6 +156,7 @@ hy_v4 = Architecture(
         keep_unquantized={
             "weights_proj": "its input is cast to its weight's dtype: integers, in 4 bits",
         },
+        dequantize_on_access=("weights_proj",),
     ),
     example={
         **minicpm3.example,
@@ -188,6 +190,7 @@ dots3_note_text = Architecture(
         keep_unquantized={
             "weights_proj": "its input is cast to its weight's dtype: integers, in 4 bits",
         },
+        dequantize_on_access=("weights_proj",),
     ),
     example={
         **minicpm3.example,

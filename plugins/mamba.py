@@ -18,6 +18,11 @@ mamba = Architecture(
             "dt_proj": "its weight is used directly, which fails on packed 4-bit values",
             "out_proj": "its weight is used directly, which fails on packed 4-bit values",
         },
+        dequantize_on_access=(
+            "x_proj",
+            "dt_proj",
+            "out_proj",
+        ),
     ),
     layout=Layout(
         layers="backbone.layers",
@@ -61,6 +66,7 @@ mamba2 = Architecture(
         keep_unquantized={
             "out_proj": "its weight is used directly, which fails on packed 4-bit values",
         },
+        dequantize_on_access=("out_proj",),
     ),
     layout=mamba.layout,
     example={

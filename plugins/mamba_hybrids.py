@@ -17,6 +17,7 @@ bamba = Architecture(
         keep_unquantized={
             "out_proj": "its weight is used directly, which fails on packed 4-bit values",
         },
+        dequantize_on_access=("out_proj",),
     ),
     layout=Layout(
         final_norm="model.final_layernorm",
@@ -72,6 +73,7 @@ jamba = Architecture(
         keep_unquantized={
             "dt_proj": "its weight is used directly, which fails on packed 4-bit values",
         },
+        dequantize_on_access=("dt_proj",),
     ),
     layout=bamba.layout,
     example={

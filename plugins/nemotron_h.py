@@ -18,6 +18,7 @@ nemotron_h = Architecture(
         keep_unquantized={
             "out_proj": "its weight is used directly, which fails on packed 4-bit values",
         },
+        dequantize_on_access=("out_proj",),
     ),
     layout=Layout(
         final_norm="model.norm_f",

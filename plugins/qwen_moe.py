@@ -1,6 +1,8 @@
 """Qwen's mixtures of experts, 1.5 to 3."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from qlora_core import PLAIN_PROMPT, Architecture, LoraTargets, TokenizerPolicy, hookimpl
 
@@ -69,7 +71,22 @@ qwen3_moe = Architecture(
 )
 
 
+def has_dense_layers(config: Mapping[str, Any]) -> bool:
+    """Some layers have one MLP in place of experts (mlp_only_layers, decoder_sparse_step)."""
+    return bool(config.get("mlp_only_layers")) or config.get("decoder_sparse_step", 1) > 1
+
+
+qwen3_moe_dense_layers = replace(
+    qwen3_moe,
+    name="qwen3_moe_dense_layers",
+    class_names=(),
+    where=has_dense_layers,
+    targets=replace(qwen3_moe.targets, mlp=qwen2_moe.targets.mlp),
+    example={**qwen3_moe.example, "intermediate_size": 128, "mlp_only_layers": [0]},
+)
+
+
 @hookimpl
 def qlora_architectures() -> list[Architecture]:
     """Provide Qwen's mixtures of experts, 1.5 to 3."""
-    return [qwen2_moe, qwen3_moe]
+    return [qwen2_moe, qwen3_moe, qwen3_moe_dense_layers]

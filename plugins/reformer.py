@@ -25,6 +25,10 @@ reformer = Architecture(
             "query_key": "its weight is used directly, which fails on packed 4-bit values",
             "value": "its weight is used directly, which fails on packed 4-bit values",
         },
+        dequantize_on_access=(
+            "query_key",
+            "value",
+        ),
     ),
     layout=Layout(
         layers="reformer.encoder.layers",

@@ -1,6 +1,18 @@
 """RWKV 4: time mixing and channel mixing."""
 
+from typing import Any
+
 from qlora_core import Architecture, Layout, LoraTargets, hookimpl
+
+
+def keep_scale(model: Any) -> None:
+    """Switch off the halving of every sixth layer in evaluation mode.
+
+    It guards float16 against overflow, is undone by the next norm, and would quantize 4-bit
+    layers anew, as FP4. A layer that carries an adapter makes it fail.
+    """
+    model.config.rescale_every = 0
+
 
 rwkv = Architecture(
     name="rwkv",
@@ -16,6 +28,7 @@ rwkv = Architecture(
         embeddings="rwkv.embeddings",
         head=("head",),
     ),
+    prepare_model=keep_scale,
     example={
         "model_type": "rwkv",
         "architectures": ["RwkvForCausalLM"],

@@ -48,6 +48,7 @@ zamba2 = Architecture(
             "out_proj": "its weight is used directly, which fails on packed 4-bit values",
             "shared_transformer": "tied weights, which transformers leaves in 16 bits",
         },
+        dequantize_on_access=("out_proj",),
     ),
     layout=zamba.layout,
     example={

@@ -5,8 +5,13 @@ from __future__ import annotations
 import sys
 
 from exams.suite import Suite, main
+from exams.sweep import detection, nf4
 
-SUITES: list[Suite] = []
+SUITES: list[Suite] = [
+    detection.NAMES,
+    detection.TARGETS,
+    nf4.SUITE,
+]
 
 if __name__ == "__main__":
     sys.exit(main("sweep", SUITES))

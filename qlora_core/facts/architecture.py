@@ -39,6 +39,9 @@ class LoraTargets:
     """
     keep_unquantized: Mapping[str, str] = field(default_factory=dict)
     """Modules that must not become quantized modules -> why. The head never is."""
+    dequantize_on_access: tuple[str, ...] = ()
+    """Linear layers of ``keep_unquantized`` whose weight is 4-bit all the same: dequantized
+    whenever code reads it, instead of by the layer's own forward."""
 
     def by_role(self) -> dict[str, tuple[str, ...]]:
         """The adaptable names of each role that has any."""
@@ -90,6 +93,8 @@ class Architecture:
     """Only for what a fact cannot say. Called after loading, before adapters are attached."""
     example: ModelConfig = field(default_factory=dict)
     """The smallest config that builds the family: makes it testable offline, in seconds."""
+    not_built: str = ""
+    """Why the example could not be built, where the facts come from the source alone."""
     since: str = "5.0"
     """The oldest transformers release on which these facts were found to hold."""
     source: str = ""

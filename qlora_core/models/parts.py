@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from qlora_core.facts.architecture import Layout, LoraTargets
 from qlora_core.models.names import hits, shortest_suffixes, tails
@@ -72,7 +73,7 @@ class Structure:
 
     def targets(self) -> LoraTargets:
         """What a family with this structure states, in the shortest names that are unambiguous."""
-        names, _ = self._names()
+        names, _, outside = self._names
         stacks = {stack.path: within(stack.path, stack.layer) for stack in self.experts}
         experts, _ = shortest_suffixes({"experts": stacks}, self.modules, least=2)
         return LoraTargets(
@@ -81,13 +82,14 @@ class Structure:
             recurrent=names["recurrent"],
             experts=experts["experts"],
             never={name: reason for role, reason in NEVER.items() for name in names[role]},
-            outside=self._outside_names(),
+            outside=outside,
             keep_unquantized=self._kept(),
+            dequantize_on_access=tuple(self._kept()),
         )
 
     def nameless(self) -> frozenset[str]:
         """Paths of layers that no suffix without a layer's number tells from others."""
-        return self._names()[1]
+        return self._names[1]
 
     def layout(self) -> Layout:
         """Where the parts lie, as a family states it."""
@@ -103,8 +105,23 @@ class Structure:
         """Paths of all modules that PEFT adapts when given ``suffixes``."""
         return {path for path in hits(self.modules, suffixes) if not below(path, outside)}
 
-    def _names(self) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
-        """Suffixes for each role, and the adaptable layers that have none."""
+    @cached_property
+    def _names(self) -> tuple[dict[str, tuple[str, ...]], frozenset[str], tuple[str, ...]]:
+        """Suffixes for each role, the adaptable layers that have none, and what stands outside.
+
+        Where a name means a layer of cross-attention as well, that block stands outside too.
+        """
+        outside = self._names_of(self.outside)
+        found, nameless = self._names_beside(outside)
+        if nameless and (blocks := self._idle_blocks()):
+            outside = (*outside, *self._names_of(blocks))
+            found, nameless = self._names_beside(outside)
+        return found, nameless, outside
+
+    def _names_beside(
+        self, outside: tuple[str, ...]
+    ) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
+        """Suffixes that mean nothing else but what lies below ``outside``."""
         groups: dict[str, dict[str, str]] = {role: {} for role in (*ADAPTABLE, *NEVER)}
         for linear in self.linears:
             if linear.role in groups:
@@ -112,12 +129,21 @@ class Structure:
         for path in self.routers:
             layer = next((name for name in self.layers if path.startswith(f"{name}.")), None)
             groups["router"].setdefault(path, within(path, layer))
-        towers = self._outside_names()
         wanted = {path for role in ADAPTABLE for path in groups[role]}
-        others = [path for path in self.modules if path not in wanted and not below(path, towers)]
+        others = [path for path in self.modules if path not in wanted and not below(path, outside)]
         found, nameless = shortest_suffixes({role: groups[role] for role in ADAPTABLE}, others)
         barred, _ = shortest_suffixes({role: groups[role] for role in NEVER}, wanted, least=2)
         return {**found, **barred}, nameless
+
+    def _idle_blocks(self) -> tuple[str, ...]:
+        """The largest modules of decoder layers whose linear layers all are cross-attention."""
+        busy = {tail for x in self.adaptable() for tail in _heads(x.path)}
+        found: dict[str, None] = {}
+        for linear in self.linears:
+            if linear.role == "cross":
+                inner = (path for path in _heads(linear.path) if path not in busy)
+                found[next(inner, linear.path)] = None
+        return tuple(found)
 
     def _kept(self) -> dict[str, str]:
         reasons: dict[str, dict[str, str]] = {}
@@ -129,21 +155,27 @@ class Structure:
         found, _ = shortest_suffixes(reasons, (x.path for x in self.linears if x.path not in kept))
         return {name: reason for reason, names in found.items() for name in names}
 
-    def _outside_names(self) -> tuple[str, ...]:
-        """A name for each tower: its last component, unless the text model uses that as well."""
+    def _names_of(self, outside: tuple[str, ...]) -> tuple[str, ...]:
+        """A name for each module: its last component, unless what is not outside uses that too."""
         text = {
             tail
             for path in self.modules
-            if not any(path == top or path.startswith(f"{top}.") for top in self.outside)
+            if not any(path == top or path.startswith(f"{top}.") for top in outside)
             for tail in tails(path)
         }
-        names = (next((t for t in tails(top) if t not in text), top) for top in self.outside)
+        names = (next((t for t in tails(top) if t not in text), top) for top in outside)
         return tuple(dict.fromkeys(names))
 
 
 def below(path: str, names: tuple[str, ...]) -> bool:
     """Whether ``path`` is, or lies below, a module of one of ``names`` (``exclude_modules``)."""
     return any(f".{name}." in f".{path}." for name in names)
+
+
+def _heads(path: str) -> list[str]:
+    """``path`` and the modules around it, outermost first: ``a``, ``a.b``, ``a.b.c``."""
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def within(path: str, layer: str | None) -> str:

@@ -94,7 +94,7 @@ def completed(config: Any) -> Any:
 
 def _from_config(config: Any, device: str) -> nn.Module:
     text = type(config) in _TEXT
-    part = _own_part(config) if text else config
+    part = own_part(config) if text else config
     auto = transformers.AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
     build = auto.from_config if part is config else _TEXT[type(config)]._from_config
     with torch.device(device), _bounded():
@@ -103,12 +103,12 @@ def _from_config(config: Any, device: str) -> nn.Module:
     return cast("nn.Module", model.eval())
 
 
-def _own_part(config: Any) -> Any:
+def own_part(config: Any) -> Any:
     """The nested config that the class of this config's type is built from, where it is nested."""
-    model_class = _TEXT[type(config)]
+    model_class = _TEXT.get(type(config), None)
     wanted = getattr(model_class, "config_class", None)
     parts = [part for part in vars(config).values() if type(part) is wanted]
-    return parts[0] if type(config) is not wanted and len(parts) == 1 else config
+    return parts[0] if wanted and type(config) is not wanted and len(parts) == 1 else config
 
 
 def _remote(folder: str, device: str) -> nn.Module:

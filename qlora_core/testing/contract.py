@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import ROLES, Architecture
 from qlora_core.models.adapters import attach, check_gradients
 from qlora_core.models.loader import load_model
@@ -209,7 +210,7 @@ class ArchitectureContract:
         owed = sum(not below(x.path, kept) for x in _structure(case).adaptable())
         assert packed >= owed, f"{packed} tensors are 4-bit, {owed} layers should be: report this"
         model: Any = attach(loaded.model, architecture=case.family, rank=4)
-        words = torch.randint(0, _vocabulary(loaded.model), (2, 16))
+        words = torch.randint(0, _vocabulary(loaded.model), (4, 16))
         model.train()
         batch = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": words}
         loss: Any = summed_loss(model, batch)
@@ -249,12 +250,21 @@ def require_class(family: Architecture, model_type: str) -> None:
     """
     if too_old_for(family):
         pytest.skip(f"{family.name} is described as of transformers {family.since}")
+    if family.not_built and not _builds({**family.example, "model_type": model_type}):
+        pytest.skip(f"{model_type} cannot be built here: {family.not_built}")
     if model_type in CONFIG_MAPPING:
         return
     if family.example.get("auto_map"):
         pytest.skip(f"the class of {model_type} comes with its checkpoints (auto_map)")
     if installed_release() < NEWEST_TRANSFORMERS:
         pytest.skip(f"transformers {transformers.__version__} does not know {model_type} yet")
+
+
+def _builds(config: Mapping[str, Any]) -> bool:
+    try:
+        return bool(build_skeleton(config))
+    except BadInput:
+        return False
 
 
 def _structure(case: Case) -> Structure:
@@ -289,7 +299,8 @@ def _served(template: str, messages: Any, special: Mapping[str, str]) -> str:
 def _vocabulary(model: Any) -> int:
     """How many tokens can be read and predicted."""
     parts = (model.get_input_embeddings(), model.get_output_embeddings())
-    return min(int(part.weight.shape[0]) for part in parts if hasattr(part, "weight"))
+    sizes = [int(part.weight.shape[0]) for part in parts if hasattr(part, "weight")]
+    return min(sizes or [int(model.config.get_text_config(decoder=True).vocab_size)])
 
 
 def _awake(model: Any) -> Any:

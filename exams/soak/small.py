@@ -8,13 +8,14 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -172,3 +173,11 @@ def difference(one: Trace, other: Trace) -> str:
     pairs = zip(one.metrics, other.metrics, strict=False)
     first = next((f"{a} != {b}" for a, b in pairs if a != b), "one has more lines")
     return f"the metrics differ: {first}"
+
+
+def edit_weights(folder: Path, name: str, edit: Callable[[torch.Tensor], object]) -> None:
+    """Change one tensor of the model in ``folder``, in place."""
+    path = folder / "model.safetensors"
+    tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
+    edit(tensors[name])
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -52,6 +52,7 @@ def save_checkpoint(
     path = folder / name_of(state["step"])
     adapter = adapter_tensors(model)
     tensors, facts = _optimizer_parts(optimizer)
+    require_finite("optimizer", tensors)
     texts = {OPTIMIZER_FACTS: json.dumps(facts), STATE: json.dumps(state, allow_nan=False)}
 
     def write(staging: Path) -> None:
@@ -106,13 +107,18 @@ def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
+    require_finite("adapter", tensors)
+    return tensors
+
+
+def require_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise TrainingStopped where a value of ``tensors`` is NaN or infinite."""
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise TrainingStopped(
-            f"{len(broken)} of {len(tensors)} adapter tensors are not finite; they were not saved",
+            f"{len(broken)} of {len(tensors)} {what} tensors are not finite; nothing was saved",
             "lower the learning rate and go on from the last checkpoint with --resume",
         )
-    return tensors
 
 
 def saved_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -23,7 +23,7 @@ from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 
 SKIPS_IN_A_ROW = 3
-"""So many steps without a finite gradient, one after the other, end the run."""
+"""So many steps without a finite gradient, one after the other, end the run; or without any."""
 Gradients = Callable[[nn.Module, Group, float, Precision], float]
 """``(model, group, learned, precision)`` adds the gradient of the group's summed loss divided by
 ``learned`` to every trainable parameter, scaled by ``precision``, and returns that loss.
@@ -52,7 +52,7 @@ class Step:
         """The step's line of ``metrics.jsonl``; what is not finite is null there."""
         names = ("step", "loss", "learning_rate", "gradient_norm", "tokens", "learned_tokens",
                  "seconds", "peak_memory_bytes")  # fmt: skip
-        line = {name: _finite(getattr(self, name)) for name in names}
+        line = {name: finite(getattr(self, name)) for name in names}
         line["tokens_per_second"] = self.tokens / self.seconds if self.seconds else None
         return line | ({"skipped": True} if self.skipped else {})
 
@@ -70,10 +70,13 @@ class Loop:
     seed: int = 0
     gradients: Gradients = field(default_factory=lambda: accumulate)
     check: Callable[[nn.Module], None] | None = None
-    """Called with the first step's gradients in place; raises CheckFailed."""
+    """Called with the gradients of the first step that has finite ones; raises CheckFailed."""
     parameters: list[nn.Parameter] = field(init=False)
     skipped: int = 0
     """Consecutive steps without a finite gradient."""
+    flat: int = field(default=0, init=False)
+    """Consecutive steps whose gradient was zero, though there was a loss."""
+    checked: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -86,19 +89,22 @@ class Loop:
 
         The loss is the mean over the learned tokens of the whole group over all processes: it
         does not depend on how the group was cut. A step whose gradient is not finite is skipped
-        and says so. Raises TrainingStopped after three of these in a row, CheckFailed when an
-        adapter gets no gradient at the first step or has not moved after the second.
+        and says so. Raises TrainingStopped after the third of these in a row, or the third whose
+        gradient is zero; CheckFailed when an adapter gets no gradient at the first step or has
+        not moved after the second.
         """
-        moved = MoveCheck(self.model)
+        moved = MoveCheck(self.model, self.parameters)
         reset_peak_memory(self.precision.device)  # what loading took is not training's
         self.model.train()
-        for number, group in enumerate(groups):
-            step = self._step(group, first=number == 0)
-            self._count_skips(step)
+        for group in groups:
+            step = self._step(group)
+            self.skipped = self.skipped + 1 if step.skipped else 0
+            self.flat = self.flat + 1 if step.loss > 0 == step.gradient_norm else 0
             moved.after(step)
             yield step
+            self._stop_where_hopeless(step)
 
-    def _step(self, group: Group, *, first: bool) -> Step:
+    def _step(self, group: Group) -> Step:
         began = time.perf_counter()
         device = self.precision.device
         counts = [
@@ -115,8 +121,9 @@ class Loop:
         rate = self.schedule.get_last_lr()[0]
         skipped = not (math.isfinite(norm) and math.isfinite(loss))
         if not skipped:
-            if first and self.check is not None:
+            if self.check is not None and not self.checked:
                 self.check(self.model)
+            self.checked = True
             self._apply(norm)
         self.optimizer.zero_grad(set_to_none=True)
         with warnings.catch_warnings():  # a skipped step is no step of the optimizer
@@ -158,13 +165,18 @@ class Loop:
         self.optimizer.step()
         self.precision.update()
 
-    def _count_skips(self, step: Step) -> None:
-        self.skipped = self.skipped + 1 if step.skipped else 0
-        if self.skipped == SKIPS_IN_A_ROW:
+    def _stop_where_hopeless(self, step: Step) -> None:
+        place = f"up to step {step.step} (samples {_listed(step.indices)})"
+        if self.skipped >= SKIPS_IN_A_ROW:
             raise TrainingStopped(
-                f"no finite gradient in {SKIPS_IN_A_ROW} steps in a row, up to step {step.step} "
-                f"(samples {_listed(step.indices)})",
+                f"no finite gradient in {self.skipped} steps in a row, {place}",
                 "lower the learning rate, or train in bfloat16 or float32 (compute_dtype)",
+            )
+        if self.flat >= SKIPS_IN_A_ROW:
+            raise TrainingStopped(
+                f"a gradient of zero in {self.flat} steps in a row, at a loss of {step.loss:.3f}, "
+                f"{place}: nothing is learned any more",
+                "lower the learning rate: the adapters have grown past what the model can use",
             )
 
 
@@ -191,9 +203,10 @@ def accumulate(
 class MoveCheck:
     """Catches an optimizer that trains other tensors than the model's, by the second step."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
+        wanted = set(map(id, trained))
         self.parameters = {
-            name: p for name, p in model.named_parameters() if p.requires_grad and "lora_B" in name
+            name: p for name, p in model.named_parameters() if id(p) in wanted and "lora_B" in name
         }
         self.start = {name: _fingerprint(p) for name, p in self.parameters.items()}
         self.steps = 0
@@ -219,7 +232,8 @@ def _fingerprint(parameter: Tensor) -> tuple[float, float]:
     return float(values.sum()), float(values.abs().sum())
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """``value``, or None where JSON has no number for it."""
     return value if math.isfinite(value) else None
 
 

@@ -60,7 +60,7 @@ class Lines:
     def step(self, line: dict[str, Any]) -> None:
         """Print it when it is time to."""
         if "eval_loss" in line:
-            self.say(f"step {line['step']}: evaluation loss {line['eval_loss']:.4f}")
+            self.say(f"step {line['step']}: evaluation loss {shown(line['eval_loss'])}")
             return
         remaining = self.clock.remaining(line["step"])
         if time.monotonic() - self.shown >= self.pause or line["step"] == self.total:
@@ -98,7 +98,7 @@ class Bar:
     def step(self, line: dict[str, Any]) -> None:
         """Move the bar, or print an evaluation."""
         if "eval_loss" in line:
-            self.say(f"step {line['step']}: evaluation loss {line['eval_loss']:.4f}")
+            self.say(f"step {line['step']}: evaluation loss {shown(line['eval_loss'])}")
         elif self.task is not None:
             self.bar.update(self.task, completed=line["step"], description=describe(line))
 
@@ -122,9 +122,14 @@ class Clock:
 
 def describe(line: dict[str, Any]) -> str:
     """Loss, speed and memory of one training line."""
-    loss = "not finite, skipped" if line["loss"] is None else f"{line['loss']:.4f}"
     speed = line["tokens_per_second"] or 0.0
-    return f"loss {loss}, {speed:,.0f} tokens/s, peak {line['peak_memory_bytes'] / 2**30:.2f} GiB"
+    peak = line["peak_memory_bytes"] / 2**30
+    return f"loss {shown(line['loss'])}, {speed:,.0f} tokens/s, peak {peak:.2f} GiB"
+
+
+def shown(loss: float | None) -> str:
+    """Four digits; None stands for what is not finite."""
+    return "not finite" if loss is None else f"{loss:.4f}"
 
 
 def default_progress(main: bool = True) -> Progress:

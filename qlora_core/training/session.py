@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
-import statistics
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from peft import PeftModel
 
 from qlora_core.training import checkpoints
+from qlora_core.training.alarms import Alarms
 from qlora_core.training.batches import Batches
 from qlora_core.training.evaluate import Evaluation, evaluate
-from qlora_core.training.loop import Loop, Step
+from qlora_core.training.loop import Loop, Step, finite
 from qlora_core.training.losses import Loss, summed_loss
+from qlora_core.training.position import Position
 from qlora_core.training.progress import Progress
 from qlora_core.training.runs import Run
 from qlora_core.training.setup import Inputs
@@ -23,30 +26,6 @@ from qlora_core.training.signals import StopRequests, TrainingInterrupted
 
 SAVES = 10
 """Checkpoints of a run that does not say how often."""
-SPIKE_WINDOW, SPIKE_HISTORY, SPIKE_SIGMAS = 128, 32, 6.0
-
-
-@dataclass
-class Position:
-    """Where a run is. Every checkpoint carries one; resuming starts from it."""
-
-    step: int = 0
-    tokens: int = 0
-    learned_tokens: int = 0
-    skipped: int = 0
-    """Steps in a row without a finite gradient, up to here."""
-    first_loss: float | None = None
-    last_loss: float | None = None
-    before: float | None = None
-    """Evaluation loss before the first step."""
-    best: float | None = None
-    best_step: int | None = None
-    waits: int = 0
-    """Evaluations in a row without improvement."""
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    losses: list[float] = field(default_factory=list)
-    """The last ones, to tell a spike."""
 
 
 @dataclass(kw_only=True)
@@ -64,6 +43,12 @@ class Session:
     position: Position = field(default_factory=Position)
     saved_step: int = 0
     began: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def alarms(self) -> Alarms:
+        """What watches the numbers of every step."""
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        return Alarms(self.run, self.batches.samples, guessing=math.log(vocabulary))
 
     def work(self) -> None:
         """Train up to the last step, or to an early stop.
@@ -99,7 +84,7 @@ class Session:
         """Evaluate the weights as they are now; whether they are the best so far."""
         found = self._measure()
         position = self.position
-        if position.best is None or found.loss < position.best:
+        if math.isfinite(found.loss) and (position.best is None or found.loss < position.best):
             position.best, position.best_step, position.waits = found.loss, position.step, 0
             return True
         position.waits += 1
@@ -143,7 +128,7 @@ class Session:
 
     def _evaluate_before(self) -> None:
         if self.inputs.data.evaluation:
-            self.position.before = self._measure().loss
+            self.position.before = finite(self._measure().loss)
 
     def _measure(self) -> Evaluation:
         found = evaluate(
@@ -155,19 +140,23 @@ class Session:
             processes=self.loop.processes,
             loss=self.loss,
         )
-        self._publish(
-            {"step": self.position.step, "eval_loss": found.loss, "eval_tokens": found.tokens}
-        )
+        step, loss = self.position.step, finite(found.loss)
+        if loss is None:
+            self.run.note(
+                "evaluation-not-finite",
+                f"the evaluation loss after step {step} is {found.loss}",
+                "look at the evaluation rows; compute_dtype = bfloat16 has a wider range",
+                step=step,
+            )
+        self._publish({"step": step, "eval_loss": loss, "eval_tokens": found.tokens})
         return found
 
     def _record(self, step: Step) -> None:
         position = self.position
         position.step, position.skipped = step.step, self.loop.skipped
         position.peak_memory_bytes = max(position.peak_memory_bytes, step.peak_memory_bytes)
-        if step.skipped:
-            self._note_skip(step)
-        else:
-            self._note_spike(step)
+        self.alarms.after(step, position)
+        if not step.skipped:
             position.tokens += step.tokens
             position.learned_tokens += step.learned_tokens
             position.last_loss = step.loss
@@ -204,32 +193,6 @@ class Session:
             "the same command with --resume goes on from there",
         )
 
-    def _note_skip(self, step: Step) -> None:
-        sources = [self.batches.samples[i].get("source") for i in step.indices[:8]]
-        named = ", ".join(f"{s[0]}:{s[1]}" for s in sources if s) or str(step.indices[:8])
-        self.run.note(
-            "skipped-step",
-            f"step {step.step} was skipped: loss {step.loss}, gradient norm {step.gradient_norm} "
-            f"(samples {named})",
-            "look at these rows; if it goes on, lower the learning rate",
-            step=step.step,
-        )
-
-    def _note_spike(self, step: Step) -> None:
-        losses = self.position.losses
-        if len(losses) >= SPIKE_HISTORY:
-            mean, spread = statistics.fmean(losses), statistics.stdev(losses)
-            if step.loss > mean + SPIKE_SIGMAS * spread:
-                self.run.note(
-                    "loss-spike",
-                    f"the loss of step {step.step} is {step.loss:.3f}; the {len(losses)} before "
-                    f"it had {mean:.3f} on average, give or take {spread:.3f}",
-                    "harmless once; if the loss stays up, lower the learning rate",
-                    step=step.step,
-                )
-        losses.append(step.loss)
-        del losses[:-SPIKE_WINDOW]
-
     def _note_early_stop(self) -> None:
         position = self.position
         self.run.note(
@@ -255,6 +218,7 @@ class Session:
         record["seconds"] = position.seconds
         record["steps"] = position.step
         record["tokens"], record["learned_tokens"] = position.tokens, position.learned_tokens
+        record["skipped_steps"] = position.skipped_in_all
         record["loss"] = {"first": position.first_loss, "last": position.last_loss}
         record["evaluation"] |= {
             "before": position.before, "best": position.best, "best_step": position.best_step

@@ -126,6 +126,6 @@ SUITE = Suite(
     name="crash points",
     promise="killed or cut off at any call, a run is resumed and ends identical to the bit",
     cases=cases,
-    full=EVERY,
+    full=600,
     quick=40,
 )

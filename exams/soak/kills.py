@@ -45,7 +45,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
     """Every second run is killed inside a save; half of all resumed ones are killed again."""
     with small.bench() as bench:
         changes: dict[str, Any] = {
-            "max_steps": 10,
+            "max_steps": 6,
             "save_every": 2,
             "eval_split": 0.2,
             "eval_every": 3,

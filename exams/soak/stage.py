@@ -1,8 +1,8 @@
 """Where runs are harmed: a warm process with the faults' library preloaded, forked for each run.
 
 What forked runs share is what a run does before its first write: the imports, the registry, the
-detection, the samples read from the data and the 4-bit base model. All else each run does itself,
-from the flags of ``qlora-core train`` to its exit code.
+detection, the samples read from the data and the 4-bit base model; and what chat templates render.
+All else each run does itself, from the settings file of ``qlora-core train`` to its exit code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +28,15 @@ from exams.soak import faults, small
 from exams.soak.faults import Fault
 from exams.suite import Case, Cases
 from qlora_core.cli import main
+from qlora_core.data import bounded
 from qlora_core.registry.hooks import hookimpl
 from qlora_core.registry.manager import PluginRecord
 from qlora_core.training import checkpoints, setup
 from qlora_core.training.schema import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
+MEMORY = "/dev/shm"
+"""Where the runs' folders lie, if there is one: the library knows what is synced, not the disk."""
 PATIENCE = 120.0
 """Seconds after which a run is taken to hang."""
 
@@ -46,6 +50,7 @@ def preloaded(cases: Cases) -> Cases:
             raise RuntimeError("needs a C compiler (cc) to make faults")
         names = [cases.__module__, cases.__name__, str(count), str(seed)]
         environment = {
+            "TMPDIR": MEMORY if os.access(MEMORY, os.W_OK) else tempfile.gettempdir(),
             **os.environ, "LD_PRELOAD": str(faults.library()), "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
@@ -176,6 +181,10 @@ def share(settings: TrainSettings) -> None:
 
     Only runs of this model, these data and this split of them may be forked then.
     """
+    bounded._asked = _remembered(bounded._asked)
+    with tempfile.TemporaryDirectory() as folder:
+        output = str(Path(folder) / "run")
+        small.run(dataclasses.replace(settings, output=output))  # renders all that runs render
     registry = small.watched_by()
     detection = setup.detect_model(settings, registry)
     inputs = setup.read_inputs(settings, detection, registry, side_file=None)
@@ -193,6 +202,19 @@ def share(settings: TrainSettings) -> None:
     }
     for name, function in shared.items():
         setattr(setup, name, function)
+
+
+def _remembered(asked: Callable[[str, dict[str, Any]], Any]) -> Callable[..., Any]:
+    """Renderings of chat templates, each made once: the process that makes them starts slowly."""
+    known: dict[str, Any] = {}
+
+    def ask(source: str, request: dict[str, Any]) -> Any:
+        question = json.dumps([source, request], default=str)
+        if question not in known:
+            known[question] = asked(source, request)
+        return known[question]
+
+    return ask
 
 
 def _always(value: Any, *_: Any, **__: Any) -> Any:

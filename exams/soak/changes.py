@@ -106,6 +106,12 @@ def _preparing_plugin(bench: small.Bench, output: Path) -> dict[str, Any]:  # no
     return {"plugin": (str(path),)}
 
 
+def _evaluation_rows(bench: small.Bench, output: Path) -> dict[str, Any]:  # noqa: ARG001
+    path = output.with_name("evaluation.jsonl")
+    small.make_rows(path, 6, seed=5)
+    return {"eval_data": str(path), "eval_split": 0.0}
+
+
 DECIDING: dict[str, tuple[str, Change]] = {
     "epochs instead of steps": ("epochs", setting(epochs=2.0, max_steps=None)),
     "more steps": ("max_steps", setting(max_steps=9)),
@@ -146,7 +152,7 @@ DECIDING: dict[str, tuple[str, Change]] = {
     "a row more": ("data_hash", rows(lambda r: [*r, r[0]])),
     "a row less": ("data_hash", rows(lambda r: r[1:])),
     "rows in another order": ("data_hash", rows(lambda r: r[::-1])),
-    "other evaluation rows": ("evaluation_hash", setting(eval_data="EVALUATION")),
+    "other evaluation rows": ("evaluation_hash", _evaluation_rows),
     "one base weight": ("base_hash", model(_one_weight)),
     "one bit of a base weight": ("base_hash", model(_one_bit)),
     "the base's config": ("base_hash", model(_edited("config.json", "1e-06", "1e-05"))),
@@ -202,62 +208,80 @@ class Ears(Silent):
         self.heard.append(text)
 
 
-def cases(count: int, seed: int) -> Iterator[Case]:
-    """Every change, in a random order: those that decide the result, and those that do not."""
-    with small.bench() as bench:
-        straight, stopped = bench.settings("straight", **BEFORE), bench.settings("run", **BEFORE)
+class Stage:
+    """A run that was stopped half-way and one that is finished, to be resumed with changes."""
+
+    def __init__(self, bench: small.Bench) -> None:
+        self.bench = bench
+        self.settings = bench.settings("run", **BEFORE)
+        straight = bench.settings("straight", **BEFORE)
         small.run(straight)
-        expected = small.trace(straight.output)
+        self.expected = small.trace(straight.output)
         with contextlib.suppress(TrainingStopped):
-            small.run(stopped, small.Stopper(4))
-        kept = {
-            "stopped": shutil.copytree(stopped.output, bench.folder / "kept stopped"),
+            small.run(self.settings, small.Stopper(4))
+        self.kept = {
+            "stopped": shutil.copytree(self.settings.output, bench.folder / "kept stopped"),
             "finished": shutil.copytree(straight.output, bench.folder / "kept finished"),
         }
-        yield _every_key(kept["stopped"])
-        plan = [("deciding", name) for name in DECIDING] + [("free", name) for name in HARMLESS]
-        random.Random(seed).shuffle(plan)
-        for kind, name in plan[: count - 1]:
-            if kind == "free":
-                yield _harmless(bench, stopped, kept["stopped"], name, expected)
-            else:
-                yield _deciding(bench, stopped, kept, name)
 
+    def tried(self, name: str) -> Case:
+        """The case of one change."""
+        return self._deciding(name) if name in DECIDING else self._harmless(name)
 
-def _every_key(output: Path) -> Case:
-    """Whether there is a case for every key that a run records."""
-    keys = set(json.loads((output / RECORD).read_text("utf-8"))["identity"])
-    tried = {key for key, _ in DECIDING.values()}
-    missing = keys - tried - {"compute_dtype", "architecture"}  # those two come with another key
-    free = FREE - {key for key, _ in HARMLESS.values()}
-    untried = free - {"data", "output", "resume", "allow_change", "eval_data"}
-    return Case("every recorded key", not missing | untried, f"no case for {missing | untried}")
+    def every_key(self) -> Case:
+        """Whether there is a case for every key that a run records."""
+        keys = set(json.loads((self.kept["stopped"] / RECORD).read_text("utf-8"))["identity"])
+        tried = {key for key, _ in DECIDING.values()}
+        missing = keys - tried - {"compute_dtype", "architecture"}  # they come with another key
+        free = FREE - {key for key, _ in HARMLESS.values()}
+        missing |= free - {"data", "output", "resume", "allow_change", "eval_data"}
+        return Case("every recorded key", not missing, f"no case for {missing}")
 
+    def _changed(self, state: str, change: Change) -> TrainSettings:
+        """A fresh copy of a run, and the settings to resume it with."""
+        output = Path(self.settings.output)
+        shutil.rmtree(output)
+        shutil.copytree(self.kept[state], output)
+        values = change(self.bench, output)
+        return dataclasses.replace(self.settings, resume=True, **values)
 
-def _fresh(kept: Path, settings: TrainSettings) -> Path:
-    output = Path(settings.output)
-    shutil.rmtree(output)
-    return shutil.copytree(kept, output)
+    def _deciding(self, name: str) -> Case:
+        """Refused with both values, during the run and after it; accepted when it is allowed."""
+        key, change = DECIDING[name]
+        record = Path(self.settings.output) / RECORD
+        for state in self.kept:
+            given = self._changed(state, change)
+            before = record.read_bytes()
+            refusal = _refusal(given)
+            named = [line.strip() for line in refusal.splitlines()[1:]]
+            said = next((line for line in named if line.startswith(f"{key}: was ")), "")
+            if ", is " not in said:
+                return Case(name, False, f"{state}: {key} is not named: {refusal}")
+            if before != record.read_bytes():
+                return Case(name, False, f"{state}: the refusal changed the record")
+        return self._allowed(name, tuple(line.partition(":")[0] for line in named))
 
+    def _allowed(self, name: str, keys: tuple[str, ...]) -> Case:
+        """Accepted and recorded; or, where the adapter no longer fits, refused for that reason."""
+        given = self._changed("stopped", DECIDING[name][1])
+        try:
+            run = train(dataclasses.replace(given, allow_change=keys), progress=Ears())
+        except QloraError as reason:
+            return Case(name, "adapter" in reason.problem, f"allowed, and then: {reason.problem}")
+        noted = [n["message"] for n in run.record["notices"] if n["code"] == "allowed-change"]
+        told = all(any(f"{key}: was " in note for note in noted) for key in keys)
+        return Case(name, told and run.status == "finished", f"allowed: {noted}")
 
-def _deciding(
-    bench: small.Bench, settings: TrainSettings, kept: dict[str, Path], name: str
-) -> Case:
-    """Refused with both values, during the run and after it; accepted when it is allowed."""
-    key, change = DECIDING[name]
-    for state, folder in kept.items():
-        output = _fresh(folder, settings)
-        given = _given(bench, settings, change(bench, output))
-        before = (output / RECORD).read_bytes()
-        refusal = _refusal(given)
-        named = [line.strip() for line in refusal.splitlines()[1:]]
-        said = next((line for line in named if line.startswith(f"{key}: was ")), "")
-        if ", is " not in said:
-            return Case(name, False, f"{state}: {key} is not named: {refusal}")
-        if before != (output / RECORD).read_bytes():
-            return Case(name, False, f"{state}: the refusal changed the record")
-    keys = tuple(line.partition(":")[0] for line in named)
-    return _allowed(bench, settings, kept["stopped"], name, keys)
+    def _harmless(self, name: str) -> Case:
+        """Resumed to the same result, and said."""
+        key, change = HARMLESS[name]
+        given = self._changed("stopped", change)
+        ears = Ears()
+        train(given, progress=ears)
+        different = small.difference(self.expected, small.trace(given.output))
+        said = [line for line in ears.heard if line.startswith(f"{key}: was ")]
+        passed = bool(said) and not different
+        return Case(name, passed, f"{different or 'identical'}; said: {said}")
 
 
 def _refusal(settings: TrainSettings) -> str:
@@ -268,41 +292,15 @@ def _refusal(settings: TrainSettings) -> str:
     return "resumed in silence"
 
 
-def _allowed(
-    bench: small.Bench, settings: TrainSettings, kept: Path, name: str, keys: tuple[str, ...]
-) -> Case:
-    """Accepted and recorded; or, where the adapter no longer fits, refused for that reason."""
-    output = _fresh(kept, settings)
-    given = _given(bench, settings, DECIDING[name][1](bench, output))
-    try:
-        run = train(dataclasses.replace(given, allow_change=keys), progress=Ears())
-    except QloraError as reason:
-        return Case(name, "adapter" in reason.problem, f"allowed, and then: {reason.problem}")
-    noted = [n["message"] for n in run.record["notices"] if n["code"] == "allowed-change"]
-    told = all(any(f"{key}: was " in note for note in noted) for key in keys)
-    return Case(name, told and run.status == "finished", f"allowed: {noted}")
-
-
-def _harmless(
-    bench: small.Bench, settings: TrainSettings, kept: Path, name: str, expected: small.Trace
-) -> Case:
-    """Resumed to the same result, and said."""
-    key, change = HARMLESS[name]
-    output = _fresh(kept, settings)
-    given = _given(bench, settings, change(bench, output))
-    ears = Ears()
-    train(given, progress=ears)
-    different = small.difference(expected, small.trace(output))
-    said = [line for line in ears.heard if line.startswith(f"{key}: was ")]
-    return Case(name, bool(said) and not different, f"{different or 'identical'}; said: {said}")
-
-
-def _given(bench: small.Bench, settings: TrainSettings, values: dict[str, Any]) -> TrainSettings:
-    if values.get("eval_data"):
-        path = bench.folder / "evaluation.jsonl"
-        small.make_rows(path, 6, seed=5)
-        values = {"eval_data": str(path), "eval_split": 0.0}
-    return dataclasses.replace(settings, resume=True, **values)
+def cases(count: int, seed: int) -> Iterator[Case]:
+    """Every change, in a random order: those that decide the result, and those that do not."""
+    with small.bench() as bench:
+        stage = Stage(bench)
+        yield stage.every_key()
+        names = [*DECIDING, *HARMLESS]
+        random.Random(seed).shuffle(names)
+        for name in names[: count - 1]:
+            yield stage.tried(name)
 
 
 SUITE = Suite(

@@ -217,10 +217,11 @@ def cases(count: int, seed: int) -> Iterator[Case]:
     random.Random(seed).shuffle(chosen)
     with small.bench() as bench:
         for trial in chosen[:count]:
-            yield _case(bench, trial)
+            yield tried(bench, trial)
 
 
-def _case(bench: small.Bench, trial: Trial) -> Case:
+def tried(bench: small.Bench, trial: Trial) -> Case:
+    """One run with one fault."""
     output = bench.folder / "run"
     given: dict[str, Any] = {"save_every": 1, "keep": 9} | trial.settings
     if trial.harm is not None:

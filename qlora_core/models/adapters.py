@@ -14,9 +14,17 @@ from torch import nn
 
 from qlora_core.errors import BadInput, CheckFailed
 from qlora_core.facts.architecture import Architecture
+from qlora_core.models.expert_adapters import expert_layers, tensor_at
+from qlora_core.models.peft_names import adaptable, as_asked, make_plain, make_portable
 from qlora_core.models.quantization import quant_state
 from qlora_core.models.quantizer import prepare_for_training
-from qlora_core.models.selection import Selection, adaptable, role_of, select_layers
+from qlora_core.models.selection import (
+    Selection,
+    join_excluded,
+    namesakes,
+    role_of,
+    select_layers,
+)
 from qlora_core.registry.detect import detect
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.targets import resolve_targets
@@ -37,14 +45,21 @@ def lora_config(
     """The ``peft.LoraConfig`` that adapts the layers this family should adapt.
 
     ``alpha`` is ``2 * rank`` unless given. From a detection the names are those that the family
-    states; a model is also asked whether it has them. Raises BadInput as ``select_layers`` does.
+    states; a model is also asked whether it has them. For plain PEFT, which adapts less than
+    ``attach`` on a 4-bit mixture of experts: what it would not adapt is left out with a warning.
+    Raises BadInput as ``select_layers`` does, and for 4-bit expert stacks.
     """
     scope = targets if isinstance(targets, str) else ",".join(targets)
     if isinstance(source, Detection):
-        chosen: Any = resolve_targets(source.architecture, scope)
-    else:
-        chosen = select_layers(source, detect(source).architecture, scope)
-    return _config(chosen, rank, alpha, dropout, rslora=rslora, dora=dora)
+        stated = resolve_targets(source.architecture, scope)
+        return _config(stated, rank, alpha, dropout, rslora=rslora, dora=dora)
+    chosen = select_layers(source, detect(source).architecture, scope)
+    config = _config(chosen, rank, alpha, dropout, rslora=rslora, dora=dora)
+    for name in make_plain(config, chosen.modules, source):
+        log.warning("plain PEFT cannot adapt %s on a 4-bit base: qlora_core.attach can", name)
+    same = sorted(namesakes(source, chosen.target_modules))
+    config.exclude_modules = join_excluded(chosen.exclude_modules, same)
+    return config
 
 
 def attach(
@@ -73,8 +88,7 @@ def attach(
     architecture = detect(model).architecture if architecture is None else architecture
     selection = select_layers(model, architecture, scope)
     config = _config(selection, rank, alpha, dropout, rslora=rslora, dora=dora)
-    for name, why in selection.left_out.items():
-        log.warning("%s carries no adapter: %s", name, why)
+    _announce_experts(model, selection, rank)
     prepare_for_training(model)
     if gradient_checkpointing:
         enable_checkpointing(model)
@@ -83,12 +97,28 @@ def attach(
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
         # PEFT asks transformers by a name that transformers has since deprecated
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        wrapped = peft.get_peft_model(model, config)
+        with as_asked(model):
+            wrapped = peft.get_peft_model(model, config)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     verify(wrapped, selection)
+    make_portable(wrapped.peft_config["default"], selection.modules, model)
     return wrapped
+
+
+def _announce_experts(model: nn.Module, selection: Selection, rank: int) -> None:
+    """Say how many parameters the experts' adapters will have, before there are any."""
+    shapes = [tensor_at(model, path).shape for path in selection.parameters]
+    if shapes:
+        count = sum(experts * rank * (rows + columns) for experts, rows, columns in shapes)
+        log.warning(
+            "adapters on routed experts: %s parameters (rank %d, %d experts in %d stacks)",
+            f"{count:,}",
+            rank,
+            sum(shape[0] for shape in shapes),
+            len(shapes),
+        )
 
 
 def enable_checkpointing(model: Any) -> None:
@@ -148,7 +178,7 @@ def adapter_report(model: Any, architecture: Architecture | None = None) -> dict
     return {
         "rank": config.r,
         "alpha": config.lora_alpha,
-        "dropout": config.lora_dropout,
+        "dropout": _dropout(model),
         "rslora": config.use_rslora,
         "dora": config.use_dora,
         "modules": sum(entry["modules"] for entry in by_role.values()),
@@ -165,6 +195,9 @@ def check_gradients(model: nn.Module) -> None:
     To be called once, after the backward pass of the first step and before its gradients are
     cleared. Only ``lora_B`` tells: it starts at zero, so ``lora_A`` has no gradient yet.
     With float16, call it after a step whose gradients did not overflow.
+
+    Of an expert stack at least one expert must have learned; how many saw no token, and how many
+    saw only tokens that teach nothing (in the last layers: those of prompts), is logged.
     """
     dead = []
     for path, parameter in model.named_parameters():
@@ -179,6 +212,10 @@ def check_gradients(model: nn.Module) -> None:
             + (", ..." if len(dead) > 4 else ""),
             "leave them out with --targets; layers that a text never passes cannot learn",
         )
+    counts = [layer.count() for _, layer in expert_layers(model)]
+    if counts:
+        experts, used, learned = map(sum, zip(*counts, strict=True))
+        log.info("of %d experts %d saw a token, %d of them learned", experts, used, learned)
 
 
 def _config(
@@ -188,8 +225,9 @@ def _config(
         raise BadInput(f"rank {rank} is no rank", "use a whole number from 1 up, such as 16")
     if not 0 <= dropout < 1:
         raise BadInput(f"dropout {dropout} is no probability", "use a number from 0 to below 1")
-    if dropout and chosen.target_parameters:
-        raise BadInput("PEFT has no dropout for expert parameters", "use --dropout 0")
+    if chosen.target_parameters and (dropout or dora):
+        what = "dropout" if dropout else "DoRA"
+        raise BadInput(f"PEFT has no {what} for expert parameters", "leave it out")
     return peft.LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
@@ -202,6 +240,12 @@ def _config(
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def _dropout(model: nn.Module) -> float:
+    rates = (part.p for _, layer in _adapted(model) for part in layer.lora_dropout.values()
+             if isinstance(part, nn.Dropout))  # fmt: skip
+    return max(rates, default=0.0)
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

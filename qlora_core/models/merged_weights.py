@@ -15,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qlora_core.errors import BadInput
+from qlora_core.kernels.experts import ExpertStack
 
 ADAPTER = "default"
 
@@ -64,8 +65,11 @@ class Change:
             stored = self.module.weight
             weight: torch.Tensor = dequantize_4bit(stored.data, stored.quant_state)
             return weight
-        value: torch.Tensor = getattr(self.module, self.parameter)
-        return value.detach()
+        value = getattr(self.module, self.parameter)
+        if isinstance(value, ExpertStack):
+            return value.whole().frozen()
+        own: torch.Tensor = value.detach()
+        return own
 
     def _turned(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.T if self.transposed else weight
@@ -99,6 +103,8 @@ def changes(wrapped: peft.PeftModel, *, dequantized: bool) -> dict[str, Change]:
 def _quantized(module: nn.Module) -> Iterator[str]:
     if isinstance(module, Linear4bit):
         yield "weight"
+    yield from getattr(module, "parametrizations", {})
+    yield from (name for name, part in module.named_children() if isinstance(part, ExpertStack))
     yield from getattr(module, "parametrizations", {})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from qlora_core.models.quantization import quant_state
+from qlora_core.kernels.experts import ExpertStack
 
 TEXTS = (
     "The river rises in the hills to the north, runs past the old mill and the market town, and "
@@ -62,8 +62,8 @@ def compute_in_float32(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = torch.float32
-        elif (state := quant_state(module, "original")) is not None:
-            state.dtype = torch.float32
+        elif isinstance(module, ExpertStack):
+            module.state.dtype = torch.float32
 
 
 @torch.inference_mode()

@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from bitsandbytes.nn.parametrize import Bnb4bitParametrization
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import ParametrizationList
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from qlora_core.errors import CheckFailed
 from qlora_core.facts.architecture import Architecture
+from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.devices import choose_compute_dtype, choose_device
 from qlora_core.registry.detection import Detection
 
@@ -216,13 +215,12 @@ def count_quantized(
 def quant_state(module: nn.Module, name: str) -> Any:
     """The state that bitsandbytes keeps for a 4-bit parameter, None for any other.
 
-    ``name`` is its own name in ``module`` (``weight``, or ``original`` of a parametrization).
+    ``name`` is its own name in ``module`` (``weight``, or ``packed`` of an expert stack).
     """
     if isinstance(module, Linear4bit) and name == "weight":
         return module.weight.quant_state
-    if isinstance(module, ParametrizationList) and name == "original":
-        first = module[0]
-        return first.quant_state if isinstance(first, Bnb4bitParametrization) else None
+    if isinstance(module, ExpertStack) and name == "packed":
+        return module.state
     return None
 
 

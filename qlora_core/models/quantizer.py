@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
-from bitsandbytes.nn.parametrize import replace_parameter_4bit_prequantized
 from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize, replace_with_bnb_linear
@@ -26,6 +25,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from qlora_core.errors import BadInput
 from qlora_core.kernels import nf4
+from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.quantization import convertible, is_within, library_skips
 
 METHOD = "qlora_core_4bit"
@@ -112,7 +112,7 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
         _require_shapes(model, self.shapes)
         stacks = [(p, w) for p, w in model.named_parameters() if hasattr(w, "expert_state")]
         for path, parameter in stacks:
-            _parametrize(model, path, parameter)
+            _stack(model, path, parameter)
         model.config.quantization_config = self.quantization_config.plain()
         kind = _Unsaved if stacks else Bnb4BitHfQuantizer
         model.hf_quantizer = kind(
@@ -172,7 +172,7 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers ships no
             nested=settings.bnb_4bit_use_double_quant,
         )
         parameter = nn.Parameter(packed, requires_grad=False)
-        parameter.expert_state = state  # type: ignore[attr-defined]  # until it is parametrized
+        parameter.expert_state = state  # type: ignore[attr-defined]  # until it is a stack
         return parameter
 
 
@@ -208,26 +208,19 @@ def _require_shapes(model: nn.Module, expected: Mapping[str, torch.Size]) -> Non
             )
 
 
-def _parametrize(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
-    """Let the module see the dequantized stack wherever it reads the parameter."""
-    owner, _, name = path.rpartition(".")
-    state = parameter.expert_state  # type: ignore[attr-defined]  # set by _pack
-    del parameter.expert_state  # type: ignore[attr-defined]  # set by _pack
-    replace_parameter_4bit_prequantized(
-        model.get_submodule(owner), name, state.as_dict(packed=True), parameter.device
-    )
-    _always_close_cache(model.get_submodule(owner))
+def _stack(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    """Put an ``ExpertStack`` in the place of a packed parameter.
 
-
-def _always_close_cache(module: nn.Module) -> None:
-    """Close the cache of dequantized stacks even when a forward ends early.
-
-    Activation checkpointing ends recomputation by an exception; bitsandbytes before 0.50
-    then leaves the process-wide cache open, and later models get stale stacks.
+    The eager forward passes of transformers index the stack by expert; its faster ones would
+    take the whole of it.
     """
-    for number, hook in module._forward_hooks.items():
-        if getattr(hook, "__name__", "") == "_disable_parametrization_cache":
-            module._forward_hooks_always_called[number] = True
+    owner_path, _, name = path.rpartition(".")
+    owner: Any = model.get_submodule(owner_path)
+    state = parameter.expert_state  # type: ignore[attr-defined]  # set by _pack
+    delattr(owner, name)
+    owner.add_module(name, ExpertStack(parameter.data, state))
+    if hasattr(owner, "config"):
+        owner.config._experts_implementation = "eager"
 
 
 def prepare_for_training(model: nn.Module) -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
-from types import SimpleNamespace
 
-import peft
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
-from qlora_core.models.quantization import convertible, is_within, output_head
+from qlora_core.kernels.experts import ExpertStack
+from qlora_core.models.peft_names import adaptable, is_suffix, rewritten_names
+from qlora_core.models.quantization import is_within, output_head
 from qlora_core.registry.targets import SCOPES, ResolvedTargets, resolve_targets
 
 
@@ -32,8 +30,6 @@ class Selection:
     target_modules: list[str] | str
     target_parameters: list[str]
     exclude_modules: str | None
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Names that the scope includes and that PEFT cannot adapt -> why."""
 
 
 def select_layers(model: nn.Module, architecture: Architecture, scope: str = "all") -> Selection:
@@ -49,23 +45,18 @@ def select_layers(model: nn.Module, architecture: Architecture, scope: str = "al
         chosen = _by_expression(model, wanted, linear, forbidden)
     else:
         chosen = _by_names(wanted, linear, forbidden, architecture, scope)
-    chosen, left_out = _without_rewritten(model, chosen, scope, linear, wanted.exclude_modules)
+    if isinstance(chosen, str) and rewritten_names(["gate_proj", "w1"], model):
+        # PEFT reduces an expression to the last names of what it means
+        chosen = [path for path in linear if hit(path, chosen, wanted.exclude_modules)]
     hits = [p for p in linear if hit(p, chosen, wanted.exclude_modules)]
     excluded = sorted(forbidden[path][0] for path in hits if path in forbidden)
-    excluded += sorted(_namesakes(model, chosen))
     return Selection(
         modules={p: role_of(p, architecture) for p in hits if p not in forbidden},
         parameters=_expert_parameters(model, wanted.target_parameters),
         target_modules=chosen,
         target_parameters=wanted.target_parameters,
-        exclude_modules=_exclude(wanted.exclude_modules, excluded),
-        left_out=left_out,
+        exclude_modules=join_excluded(wanted.exclude_modules, excluded),
     )
-
-
-def adaptable(module: nn.Module) -> bool:
-    """Whether a LoRA adapter can stand beside ``module``: linear layers of every storage."""
-    return isinstance(module, Linear4bit | Linear8bitLt) or convertible(module)
 
 
 def role_of(path: str, architecture: Architecture) -> str:
@@ -78,7 +69,7 @@ def role_of(path: str, architecture: Architecture) -> str:
 
 def ends_with(path: str, names: Iterable[str]) -> bool:
     """PEFT's rule for lists: one of ``names`` is the path or a dotted suffix of it."""
-    return any(path == name or path.endswith(f".{name}") for name in names)
+    return any(is_suffix(name, path) for name in names)
 
 
 def hit(path: str, targets: list[str] | str, exclude: str | None) -> bool:
@@ -127,10 +118,10 @@ def _forbidden(
     return found
 
 
-def _namesakes(model: nn.Module, chosen: list[str] | str) -> set[str]:
-    """Where 4-bit expert stacks bear the name of a chosen layer: PEFT refuses to adapt those."""
-    lists = (path for path, part in model.named_modules() if isinstance(part, ParametrizationList))
-    return {".".join(path.split(".")[-2:]) for path in lists if hit(path, chosen, None)}
+def namesakes(model: nn.Module, chosen: list[str] | str) -> set[str]:
+    """Where 4-bit expert stacks bear the name of a chosen layer: plain PEFT fails on those."""
+    stacks = (path for path, part in model.named_modules() if isinstance(part, ExpertStack))
+    return {".".join(path.split(".")[-2:]) for path in stacks if hit(path, chosen, None)}
 
 
 def _by_names(
@@ -180,80 +171,26 @@ def _by_expression(
     return expression if set(everything) == set(layers) else layers
 
 
-def _without_rewritten(
-    model: nn.Module,
-    chosen: list[str] | str,
-    scope: str,
-    linear: Mapping[str, nn.Module],
-    exclude: str | None,
-) -> tuple[list[str] | str, dict[str, str]]:
-    """Take out the names that PEFT would turn into something else for this model type.
-
-    For mixture-of-experts families PEFT takes ``gate_proj`` and its like for the routed
-    experts that had these names in transformers 4, and adapts those in their place (or
-    fails); an adapter trained around that would lose these layers in plain PEFT.
-    """
-    model_type = str(getattr(getattr(model, "config", None), "model_type", ""))
-    if isinstance(chosen, str):
-        if not rewritten_names(["gate_proj", "w1"], model_type):
-            return chosen, {}
-        chosen = [path for path in linear if hit(path, chosen, exclude)]
-    lost = rewritten_names(chosen, model_type)
-    if not lost:
-        return chosen, {}
-    why = f"PEFT {peft.__version__} takes this name for routed experts in {model_type} models"
-    asked = [name for name in lost if name not in SCOPES and name in scope.split(",")]
-    left = [name for name in chosen if name not in lost]
-    if asked or not left:
-        raise BadInput(
-            f"{', '.join(asked or lost)} cannot be adapted: {why}, and would adapt those instead",
-            "use --targets attention",
-        )
-    return left, dict.fromkeys(lost, why)
-
-
-def rewritten_names(names: Iterable[str], model_type: str) -> list[str]:
-    """Those of ``names`` that the installed PEFT does not take as they are for this type."""
-    try:
-        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-    except ImportError:  # PEFT before 0.19 takes all names as they are
-        return []
-    model = SimpleNamespace(config=SimpleNamespace(model_type=model_type))
-    lost = []
-    for name in names:
-        config = peft.LoraConfig(target_modules=[name])
-        try:
-            convert_peft_config_for_transformers(config, model=model, conversions=None)
-        except ValueError:  # one half of what it would fuse
-            lost.append(name)
-            continue
-        if config.target_parameters or config.target_modules != {name}:
-            lost.append(name)
-    return lost
-
-
 def _expert_parameters(model: nn.Module, names: list[str]) -> tuple[str, ...]:
     if not names:
         return ()
-    paths = [path.replace("parametrizations.", "") for path, _ in model.named_parameters()]
-    packed = [path for path in paths if path.endswith(".original")]
-    if ends_with_any(packed, [f"{name}.original" for name in names]):
-        raise BadInput(
-            "PEFT cannot train adapters on 4-bit expert stacks (it skips or breaks them)",
-            "use --targets all, which adapts everything but the routed experts",
-        )
-    found = tuple(path for path in paths if ends_with(path, names))
+    sizes = {path: value.ndim for path, value in model.named_parameters()}
+    stacks = {p: part for p, part in model.named_modules() if isinstance(part, ExpertStack)}
+    sizes |= {path: len(part.shape) for path, part in stacks.items()}
+    found = tuple(path for path in sizes if ends_with(path, names))
     if not found:
         raise BadInput(f"no expert parameter is called {', '.join(names)}", "use --targets all")
+    if flat := [path for path in found if sizes[path] != 3]:
+        raise BadInput(
+            f"{flat[0]} keeps its experts one below another in a flat matrix: PEFT has no "
+            "adapter per expert for that",
+            "use --targets all, which adapts everything but the routed experts",
+        )
     return found
 
 
-def ends_with_any(paths: Iterable[str], names: list[str]) -> bool:
-    """Whether any of ``paths`` ends with any of ``names``."""
-    return any(ends_with(path, names) for path in paths)
-
-
-def _exclude(stated: str | None, names: list[str]) -> str | None:
+def join_excluded(stated: str | None, names: Iterable[str]) -> str | None:
+    """An expression for PEFT's ``exclude_modules``: what was stated, and modules of these names."""
     parts = [stated] if stated else []
     parts += [rf"(.*\.)?{re.escape(name)}(\..*)?" for name in dict.fromkeys(names)]
     return "|".join(f"({part})" for part in parts) if len(parts) > 1 else next(iter(parts), None)

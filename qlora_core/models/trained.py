@@ -14,12 +14,14 @@ from typing import Any
 
 import peft
 import torch
+from safetensors.torch import load_file
 
 from qlora_core.data.tokenizer import has_tokenizer, load_tokenizer
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
 from qlora_core.models.devices import parse_dtype
 from qlora_core.models.loader import load_model
+from qlora_core.models.peft_names import as_asked, as_modules, fill
 from qlora_core.registry.files import read_json
 from qlora_core.registry.manager import Registry
 
@@ -106,9 +108,11 @@ def put_on(model: Any, adapter: TrainedAdapter) -> peft.PeftModel:
             warnings.filterwarnings("ignore", message="(?s).*missing adapter keys")
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
-            wrapped = peft.PeftModel.from_pretrained(
-                model, str(adapter.folder), local_files_only=True
-            )
+            config = as_modules(peft.LoraConfig.from_pretrained(str(adapter.folder)), model)
+            with as_asked(model):
+                wrapped = peft.PeftModel.from_pretrained(
+                    model, str(adapter.folder), config=config, local_files_only=True
+                )
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         first = next((line for line in str(error).splitlines() if "size mismatch" in line), None)
         raise BadInput(
@@ -116,7 +120,7 @@ def put_on(model: Any, adapter: TrainedAdapter) -> peft.PeftModel:
             f"{(first or str(error)).strip().splitlines()[0]}",
             "name the base that it was trained on",
         ) from None
-    _require_same_names(wrapped, adapter)
+    _fill(wrapped, adapter)
     broken = [
         name
         for name, parameter in wrapped.named_parameters()
@@ -170,19 +174,18 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
         raise BadInput(f"{folder / CONFIG}: r = {rank!r} is no rank", "take an undamaged copy")
 
 
-def _require_same_names(wrapped: peft.PeftModel, adapter: TrainedAdapter) -> None:
-    from safetensors import safe_open
-
-    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
-        saved = set(file.keys())
+def _fill(wrapped: peft.PeftModel, adapter: TrainedAdapter) -> None:
+    """Take every saved value by its own name, whatever PEFT made of the names."""
+    saved = load_file(adapter.folder / WEIGHTS)
     expected = set(peft.get_peft_model_state_dict(wrapped))
-    for what, names in (("lacks", expected - saved), ("holds also", saved - expected)):
+    for what, names in (("lacks", expected - set(saved)), ("holds also", set(saved) - expected)):
         if names:
             raise BadInput(
                 f"{adapter.folder / WEIGHTS} {what} {len(names)} tensors: "
                 f"{', '.join(sorted(names)[:3])}: not all of it would be used",
                 "name the base that it was trained on, in the class it was trained in",
             )
+    fill(wrapped, saved)
 
 
 def load_for_use(

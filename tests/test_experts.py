@@ -1,0 +1,258 @@
+"""Expert stacks in 4 bits: one expert at a time, adapters on the tokens, files that PEFT reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import tiny
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from bitsandbytes.nn import Linear4bit
+from torch.nn.functional import linear
+
+from qlora_core.errors import BadInput
+from qlora_core.kernels.experts import ExpertStack
+from qlora_core.models.adapters import adapter_report, attach, check_gradients, lora_config
+from qlora_core.models.expert_adapters import expert_layers
+from qlora_core.models.loader import load_model
+from qlora_core.models.merge import merge
+from qlora_core.models.peft_names import rewritten_names
+from qlora_core.models.trained import put_on, read_adapter
+
+FLOAT32 = {"hardware": {"compute_dtype": "torch.float32"}, "settings": {"quantize": "nf4"}}
+EXACT = 1e-4
+"""How far apart logits may be that are equal but for the order of float32 sums."""
+
+
+def stack_of(values: torch.Tensor, *, nested: bool = True, kind: str = "nf4") -> ExpertStack:
+    packed, state = quantize_4bit(values, compress_statistics=nested, quant_type=kind, blocksize=64)
+    return ExpertStack(packed, state)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("shape", [(4, 64, 128), (5, 24, 40), (3, 6, 10), (300, 8, 64)])
+def test_an_expert_is_the_same_alone_as_in_the_whole_stack(
+    shape: tuple[int, ...], kind: str, nested: bool
+) -> None:
+    torch.manual_seed(0)
+    stack = stack_of(torch.randn(shape), nested=nested, kind=kind)
+    whole = dequantize_4bit(stack.packed.data, stack.state)
+    for number in (0, 1, shape[0] - 1):
+        assert torch.equal(stack.whole().one(number).frozen(), whole[number])
+    assert torch.equal(stack.whole().frozen(), whole)
+
+
+def test_products_and_their_gradients_are_those_of_the_dense_weight() -> None:
+    torch.manual_seed(0)
+    stack = stack_of(torch.randn(3, 64, 32))
+    dense = stack.whole().frozen()
+    for ask in (
+        lambda x, w: linear(x[0], w[1]),
+        lambda x, w: linear(x[0], w[torch.tensor(2)], torch.ones(64)),
+        lambda x, w: x[0] @ w[1].T,
+        lambda x, w: x[0].matmul(w[0].t()),
+        lambda x, w: torch.bmm(x, w.transpose(1, 2)),
+        lambda x, w: x[0] @ w.view(3, 32, 64)[1],
+        lambda x, w: torch.einsum("ti,oi->to", x[0], w[1]),  # nothing special: dequantized
+    ):
+        results = []
+        for weight in (stack, dense):
+            torch.manual_seed(1)
+            x = torch.randn(3, 5, 32, requires_grad=True)
+            y = ask(x, weight)
+            y.sin().sum().backward()
+            results.append((y, x.grad))
+        (own, own_gradient), (expected, gradient) = results
+        assert torch.allclose(own, expected, atol=1e-5)
+        assert torch.allclose(own_gradient, gradient, atol=1e-5)
+
+
+def base(name: str, folder: Path, **changes: Any) -> Path:
+    """In float32, so that a merge rounds nothing."""
+    tiny.build(name, **changes).float().save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def load(folder: Path, quantize: str | None = "nf4") -> Any:
+    return load_model(folder, quantize=quantize, device="cpu", compute_dtype=torch.float32).model
+
+
+def trained(folder: Path, targets: str = "all,experts", **options: Any) -> peft.PeftModel:
+    model = attach(load(folder), targets=targets, rank=4, **options)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05, generator=draw)
+    return model.eval()
+
+
+def save(model: peft.PeftModel, folder: Path) -> Path:
+    model.save_pretrained(folder / "adapter")
+    (folder / "run.json").write_text(json.dumps(FLOAT32))
+    return folder / "adapter"
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    result: torch.Tensor = model(input_ids=tiny.tokens()).logits
+    return result
+
+
+def dequantized(model: Any, folder: Path) -> Any:
+    """The 16-bit class of transformers, with the values that 4-bit weights stand for."""
+    plain = load(folder, None)
+    model = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    for path, part in model.named_modules():
+        path = path.replace(".base_layer", "")
+        if isinstance(part, Linear4bit):
+            value = dequantize_4bit(part.weight.data, part.weight.quant_state)
+            plain.get_parameter(f"{path}.weight").data.copy_(value)
+        elif isinstance(part, ExpertStack):
+            plain.get_parameter(path).data.copy_(part.whole().frozen())
+    return plain.eval()
+
+
+def apart(own: torch.Tensor, other: torch.Tensor) -> float:
+    return float((own - other).abs().max() / own.std())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4", "dbrx"])
+def test_4_bit_experts_compute_what_their_dequantized_weights_do(name: str, tmp_path: Path) -> None:
+    model = load(base(name, tmp_path)).eval()
+    assert any(isinstance(part, ExpertStack) for part in model.modules())
+    plain = dequantized(model, tmp_path / "base")
+    assert apart(logits(model), logits(plain)) < EXACT
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_more_than_one_expert_is_ever_dequantized(
+    checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    dequantize = ExpertStack.dequantized
+
+    def measured(self: ExpertStack, start: int, stop: int) -> torch.Tensor:
+        sizes.append((stop - start) / self.shape[1:].numel())
+        return dequantize(self, start, stop)
+
+    monkeypatch.setattr(ExpertStack, "dequantized", measured)
+    model = attach(
+        load(base("mixtral", tmp_path)), targets="all,experts", gradient_checkpointing=checkpointing
+    )
+    model.train()(input_ids=tiny.tokens(), labels=tiny.tokens()).loss.backward()
+    assert max(sizes) == 1
+    held = torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape) or t, id)
+    shapes: list[torch.Size] = []
+    with held:
+        model(input_ids=tiny.tokens())
+    experts = {part.shape[1:] for part in model.modules() if isinstance(part, ExpertStack)}
+    assert not experts & set(shapes)  # nor kept for the backward pass
+
+
+def test_every_expert_that_saw_a_token_learns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    model = attach(load(base("mixtral", tmp_path)), targets="all,experts", rank=4)
+    assert "adapters on routed experts: 16,384 parameters" in caplog.text
+    report = adapter_report(model)
+    assert report["by_role"]["experts"] == {
+        "modules": 4, "parameters": 16_384, "names": ["base_layer", "experts"],
+    }  # fmt: skip
+    first = tiny.tokens()[:1, :1]
+    model.train()(input_ids=tiny.tokens(), labels=tiny.tokens()).loss.backward()
+    for _, layer in expert_layers(model):
+        used = torch.tensor([number in layer.stack.used for number in range(4)])
+        assert torch.equal(layer.gradients() > 0, used)
+    check_gradients(model)
+    assert "of 16 experts" in caplog.text
+    model.zero_grad()
+    model(input_ids=first).logits.sum().backward()  # one token: two of four experts
+    assert {layer.count() for _, layer in expert_layers(model)} == {(4, 2, 2)}
+
+
+def test_gradients_are_those_of_plain_peft_on_the_dequantized_base(tmp_path: Path) -> None:
+    folder = base("mixtral", tmp_path)
+    model = trained(folder)
+    plain = peft.PeftModel.from_pretrained(
+        dequantized(model, folder), save(model, tmp_path), is_trainable=True
+    )
+    wanted = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+    for one in (model, plain):
+        one(input_ids=tiny.tokens(), labels=tiny.tokens()).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.allclose(parameter.grad, wanted[name].grad, atol=1e-5), name
+
+
+def test_checkpointing_changes_no_gradient_of_an_expert(tmp_path: Path) -> None:
+    folder, found = base("mixtral", tmp_path), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = attach(
+            load(folder), targets="experts", rank=4, gradient_checkpointing=checkpointing
+        ).train()
+        model(input_ids=tiny.tokens(), labels=tiny.tokens()).loss.backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(found[0]) == 8
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek", "qwen3_next", "llama4", "jetmoe"])
+def test_adapters_on_experts_reload_bit_by_bit_and_in_plain_peft_and_merge(
+    name: str, tmp_path: Path
+) -> None:
+    folder = base(name, tmp_path)
+    model = trained(folder)
+    expected = logits(model)
+    assert any(True for _ in expert_layers(model))
+    adapter = save(model, tmp_path)
+    plain = peft.PeftModel.from_pretrained(dequantized(model, folder), adapter).eval()
+    assert apart(expected, logits(plain)) < EXACT
+    again = put_on(load(folder), read_adapter(adapter, base=folder))
+    assert torch.equal(logits(again), expected)
+    merge(adapter, tmp_path / "merged", base=folder, check=False, device="cpu")
+    assert apart(expected, logits(load(tmp_path / "merged", None).eval())) < EXACT
+    merge(adapter, tmp_path / "onto", base=folder, onto="original", check=False, device="cpu")
+    original = put_on(load(folder, None), read_adapter(adapter, base=folder))
+    assert apart(logits(original), logits(load(tmp_path / "onto", None).eval())) < EXACT
+
+
+@pytest.mark.skipif(
+    not rewritten_names(["gate_proj"], tiny.build("deepseek")),
+    reason="this PEFT takes all names as they are",
+)
+def test_shared_experts_and_dense_layers_are_adapted_where_peft_means_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = base("deepseek", tmp_path)
+    model = trained(folder, targets="all", dropout=0.1)
+    assert adapter_report(model)["by_role"]["mlp"]["modules"] == 6  # a dense layer, a shared expert
+    assert adapter_report(model)["dropout"] == 0.1
+    adapter = save(model, tmp_path)
+    plain = peft.PeftModel.from_pretrained(dequantized(model, folder), adapter).eval()
+    assert apart(logits(model), logits(plain)) < EXACT
+    config = lora_config(load(folder, None))
+    assert "gate_proj.weight" in config.target_parameters
+    config = lora_config(load(folder))
+    assert not config.target_parameters
+    assert "plain PEFT cannot adapt gate_proj on a 4-bit base" in caplog.text
+
+
+def test_what_peft_has_no_adapter_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="flat matrix"):
+        attach(load(base("dbrx", tmp_path)), targets="all,experts")
+    model = load(base("mixtral", tmp_path / "other"))
+    for options in ({"dropout": 0.1}, {"dora": True}):
+        with pytest.raises(BadInput, match="for expert parameters"):
+            attach(model, targets="all,experts", **options)
+    with pytest.raises(BadInput, match="plain PEFT cannot train adapters on 4-bit expert stacks"):
+        lora_config(model, targets="all,experts")
+    with pytest.raises(BadInput, match="merged in place"):
+        attach(model, targets="experts").merge_adapter()

@@ -6,8 +6,6 @@ import argparse
 import sys
 from typing import Any
 
-from qlora_core.cli.common import add_plugin_flags, registry_from
-
 
 def add(commands: Any) -> None:
     """Register the command."""
@@ -26,7 +24,6 @@ def add(commands: Any) -> None:
         action="store_true",
         help="print a Modelfile: the template in Go's language, and the stops",
     )
-    add_plugin_flags(parser)
     parser.set_defaults(run=run)
 
 
@@ -41,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"not what was trained: {result.difference}", file=sys.stderr)
         return 1
     if arguments.modelfile:
-        print(modelfile(arguments.folder, registry=registry_from(arguments)), end="")
+        print(modelfile(arguments.folder), end="")
     else:
         print(f"what is served is what was trained ({len(result.checks)} comparisons)")
     return 0

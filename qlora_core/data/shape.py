@@ -59,18 +59,18 @@ def shape_of(render: Render, bos: str = "", eos: str = "") -> Shape | None:
 
     ``bos`` and ``eos`` are the tokenizer's tokens, as ``render`` writes them.
     """
-    plain = _pieces(render, chat(4), bos, eos)
-    framed = _pieces(render, chat(4, system=True), bos, eos)
-    if plain is None and framed is None:
+    framed = [_named(p, bos, eos) for p in pieces_of(render, chat(4, system=True)) or ()]
+    plain = [_named(p, bos, eos) for p in pieces_of(render, chat(4)) or ()] or framed[1:]
+    if not plain:
         return None
-    before, answer, question, again, after = plain or framed[1:]  # type: ignore[index]
+    before, answer, question, again, after = plain
     if answer != again:
         return None
     return Shape(before, answer, question, after, (framed[0], framed[1]) if framed else ("", ""))
 
 
-def _pieces(render: Render, messages: Sequence[Message], bos: str, eos: str) -> list[str] | None:
-    """What stands before, between and after the texts, if each stands there once, in order."""
+def pieces_of(render: Render, messages: Sequence[Message]) -> list[str] | None:
+    """What stands before, between and after the texts, if they all stand there in order."""
     text = render(messages)
     pieces = []
     for message in messages:
@@ -79,7 +79,7 @@ def _pieces(render: Render, messages: Sequence[Message], bos: str, eos: str) -> 
             return None
         pieces.append(before)
     pieces.append(text or "")
-    return [_named(piece, bos, eos) for piece in pieces]
+    return pieces
 
 
 def _named(text: str, bos: str, eos: str) -> str:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from qlora_core.data.bounded import TemplateExhausted, TemplateRefused
 from qlora_core.data.codec import codec_of, source_of
+from qlora_core.data.conform import Message
 from qlora_core.data.encode import encode_conversation
-from qlora_core.data.formats import format_like, identify_prompt_format
-from qlora_core.data.notes import END_APPENDED
+from qlora_core.data.formats import identify_prompt_format, renderer
+from qlora_core.data.modelfile import REMEDY, serve_modelfile, write_modelfile
+from qlora_core.data.serve import REMEDIES, ROADS, Served, adds_bos, ids_of, with_own_bos
+from qlora_core.data.system import render_prompt, render_whole
+from qlora_core.data.template import clock
 from qlora_core.data.tokenizer import stop_token_ids
 from qlora_core.errors import BadInput
 from qlora_core.facts.tokenizer import TokenizerPolicy
 from qlora_core.registry.files import read_json
-from qlora_core.registry.manager import Registry
 
 FILE = "prompt_format.json"
 """Lies beside the tokenizer: what the golden conversations were in training."""
@@ -30,6 +34,7 @@ GOLDEN: tuple[tuple[dict[str, str], ...], ...] = (
     (ASKED, ANSWERED, {"role": "user", "content": "And 東京?\n\n  é"},
      {"role": "assistant", "content": "def f(x):\n    return x"}),
 )  # fmt: skip
+_NAMES = {"input_ids": "ids"}
 
 
 @dataclass
@@ -39,6 +44,12 @@ class Verification:
     checks: list[str] = field(default_factory=list)
     difference: str | None = None
     warnings: list[str] = field(default_factory=list)
+
+    def warn(self, what: str, remedy: str) -> None:
+        """Add a warning that is not there yet."""
+        warning = f"{what}\n  -> {remedy}"
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     def same(self, what: str, trained: Any, served: Any) -> bool:
         """Compare; only the first difference is kept."""
@@ -69,56 +80,67 @@ def verify(folder: str | Path) -> Verification:
     """Render and tokenize the golden conversations with what lies in ``folder``, as servers do.
 
     ``folder`` is a run, its ``adapter``, or a merged model. Compared are: the trained text and
-    ids, the prompt that a server sends before the answer, and the tokens that stop generation.
-    Raises BadInput for a folder that holds no record of its prompts.
+    ids, the prompt that each server sends before the answer, and the tokens that stop
+    generation. Raises BadInput for a folder that holds no record of its prompts.
     """
     folder, record = _recorded(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    policy = TokenizerPolicy(
-        bos=record["bos"], turn_end=record["turn_end"], stop=tuple(record["family_stop"])
-    )
+    policy = _policy(record)
     result = Verification()
     for number, golden in enumerate(record["golden"], 1):
         now = _golden(tokenizer, golden["messages"], policy) or {}
-        for key, what in (("text", "text"), ("input_ids", "ids"), ("labels", "labels")):
-            result.same(f"golden conversation {number}, {what}", golden[key], now.get(key))
-        _compare_served(result, number, golden, now, tokenizer)
+        for key in ("text", "input_ids", "labels", "prompt"):
+            what = f"golden conversation {number}, {_NAMES.get(key, key)}"
+            result.same(what, golden[key], now.get(key))
+        if result.difference is None:
+            _compare_served(result, number, golden, tokenizer)
     _compare_stops(result, folder, tokenizer, record)
+    if result.difference is None:
+        _compare_modelfile(result, folder, tokenizer, record)
     return result
 
 
-def modelfile(folder: str | Path, *, registry: Registry | None = None) -> str:
+def modelfile(folder: str | Path) -> str:
     """A Modelfile with the chat template (in Go's language) and the stops of ``folder``.
 
-    Raises BadInput for a chat template that no installed prompt format equals.
+    It was run on the golden conversations, and gave the prompts that were trained. Raises
+    BadInput, with the reason, for a chat template that no Modelfile can hold.
     """
     folder, record = _recorded(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    form = format_like(tokenizer, registry=registry)
-    if form is None:
-        raise BadInput(
-            f"the chat template of {folder} is like no installed prompt format, and a Modelfile "
-            "cannot hold Jinja",
-            "serve a GGUF file (it holds the chat template), or provide the format by "
-            "qlora_prompt_formats()",
-        )
-    eos = tokenizer.eos_token or ""
-    turns = {
-        role: template.replace("{bos}", "").replace("{eos}", eos)
-        for role in ("system", "user", "assistant")
-        if (template := getattr(form, role)) is not None
-    }
-    cases = "".join(
-        f'{{{{ {"else " if n else ""}if eq .Role "{role}" }}}}'
-        + text.replace("{content}", "{{ .Content }}")
-        for n, (role, text) in enumerate(turns.items())
+    text = _modelfile(tokenizer, record)
+    for number, golden in enumerate(record["golden"], 1):
+        served, stops = serve_modelfile(text, _asked(golden))
+        served = with_own_bos(tokenizer, served).text
+        trained = with_own_bos(tokenizer, golden["prompt"]).text
+        if served != trained or stops != record["stop"]:
+            raise BadInput(
+                f"no Modelfile says what the chat template does: golden conversation {number}, "
+                f"prompt {_first_difference(trained, served)}",
+                REMEDY,
+            )
+    return text
+
+
+def _modelfile(tokenizer: Any, record: Mapping[str, Any]) -> str:
+    template = codec_of(tokenizer, _policy(record)).template(source_of(tokenizer, None, None), {})
+
+    def prompt(messages: Sequence[Message]) -> str | None:
+        try:
+            return render_prompt(template, messages)
+        except TemplateExhausted:
+            raise
+        except BadInput:
+            return None
+
+    bos = str(tokenizer.bos_token) if adds_bos(tokenizer) else ""
+    return write_modelfile(renderer(template), prompt, bos=bos, stops=record["stop"])
+
+
+def _policy(record: Mapping[str, Any]) -> TokenizerPolicy:
+    return TokenizerPolicy(
+        bos=record["bos"], turn_end=record["turn_end"], stop=tuple(record["family_stop"])
     )
-    # the server adds the BOS token by itself
-    start = form.start.replace("{bos}", "").replace("{eos}", eos)
-    prompt = form.generation_prompt().replace("{eos}", eos)
-    stops = "\n".join(f"PARAMETER stop {json.dumps(s, ensure_ascii=False)}" for s in record["stop"])
-    body = f"{start}{{{{ range .Messages }}}}{cases}{{{{ end }}}}{{{{ end }}}}{prompt}"
-    return f'FROM ./model.gguf\nTEMPLATE """{body}"""\n{stops}\n'
 
 
 def _golden(
@@ -127,42 +149,87 @@ def _golden(
     template = codec_of(tokenizer, policy).template(source_of(tokenizer, None, None), {})
     try:
         encoded = encode_conversation(tokenizer, messages, policy=policy)
-        prompt = template.render(messages[:-1], generate=True)
+        asked = render_whole(template, messages, None)[1][:-1]
+        prompt = template.render(asked, generate=True)
     except BadInput:
         return None
     return {
         "messages": messages,
+        "asked": asked,
         "text": encoded.text,
         "input_ids": encoded.input_ids,
         "labels": encoded.labels,
         "prompt": prompt,
-        "appended": END_APPENDED in encoded.notes,
         "clock": template.uses_clock,
     }
 
 
+def _asked(golden: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a client must send: the system text where the template has a place for it."""
+    return list(golden.get("asked") or golden["messages"][:-1])
+
+
 def _compare_served(
-    result: Verification, number: int, golden: Mapping[str, Any], now: Any, tokenizer: Any
+    result: Verification, number: int, golden: Mapping[str, Any], tokenizer: Any
 ) -> None:
-    """What a server makes of the question, against what stands before the answer in training."""
-    result.same(f"golden conversation {number}, prompt", golden["prompt"], now.get("prompt"))
-    prompt = golden["prompt"]
-    if not golden["clock"]:
-        prompt = tokenizer.apply_chat_template(
-            golden["messages"][:-1], tokenize=False, add_generation_prompt=True
+    """What servers make of the question, against what stands before the answer in training."""
+    where = f"golden conversation {number}"
+    prompt = Served(golden["prompt"], ids_of(tokenizer, golden["prompt"]))
+    for name, road in ROADS.items():
+        try:
+            served = road(tokenizer, _asked(golden))
+        except TemplateRefused as refused:
+            result.warn(f"{name} refuses plain messages: {refused}", REMEDIES[name])
+            continue
+        if served == prompt:
+            result.checks.append(f"{where}, prompt as {name} sends it")
+        else:
+            difference = _first_difference(prompt.text, served.text)
+            result.warn(f"{name} sends another prompt: {difference}", REMEDIES[name])
+    if prompt.ids != golden["input_ids"][: len(prompt.ids)]:
+        difference = _first_difference(golden["text"], prompt.text)
+        result.warn(
+            f"the prompt that is served is no beginning of what was trained ({difference})",
+            "train with the template's own switches, or with reasoning in the answers",
         )
-        result.same(f"golden conversation {number}, served prompt", golden["prompt"], prompt)
-    ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    if ids != golden["input_ids"][: len(ids)]:
-        result.warnings.append(
-            f"golden conversation {number}: the prompt that is served is no beginning of what was "
-            f"trained ({_first_difference(golden['text'], prompt)})"
+    if _asked(golden) != golden["messages"][:-1]:
+        result.warn(
+            "the chat template has no place for system texts: in training they stood before the "
+            "user's, and servers leave them out or refuse them",
+            "send system texts at the start of the first user message",
+        )
+    if golden["clock"]:
+        result.warn(
+            f"the chat template prints the date: in training it was {clock():%d %B %Y}, servers "
+            "print today's",
+            "give the date as the template's own argument, if it has one",
         )
     bos = tokenizer.bos_token_id
-    if bos is not None and ids[:1] == [bos] and tokenizer(prompt).input_ids[:2] == [bos, bos]:
-        twice = "a client that tokenizes rendered text with special tokens doubles the BOS token"
-        if twice not in result.warnings:
-            result.warnings.append(twice)
+    if bos is not None and tokenizer(prompt.text).input_ids[:2] == [bos, bos]:
+        result.warn(
+            "a client that tokenizes the rendered text with special tokens doubles the BOS token",
+            "send messages, or tokenize with add_special_tokens=False",
+        )
+
+
+def _compare_modelfile(
+    result: Verification, folder: Path, tokenizer: Any, record: Mapping[str, Any]
+) -> None:
+    try:
+        text = modelfile(folder)
+    except TemplateExhausted:
+        raise
+    except BadInput as error:
+        result.warn(f"Ollama: {error.problem}", error.remedy)
+        return
+    for number, golden in enumerate(record["golden"], 1):
+        served = with_own_bos(tokenizer, serve_modelfile(text, _asked(golden))[0])
+        prompt = golden["prompt"]
+        if served.ids == ids_of(tokenizer, prompt):
+            result.checks.append(f"golden conversation {number}, prompt as Ollama sends it")
+        else:
+            difference = _first_difference(prompt, served.text)
+            result.warn(f"Ollama sends another prompt: {difference}", REMEDIES["Ollama"])
 
 
 def _compare_stops(

@@ -125,7 +125,8 @@ class Attention:
             slope = 1 - scores.square()
             scores.mul_(self.cap)
         newest = scores[..., scores.shape[2] - tile.hidden.shape[1] :]
-        newest.unflatten(1, (-1, len(tile.hidden))).masked_fill_(tile.hidden, -math.inf)
+        by_head = newest.unflatten(1, (-1, len(tile.hidden)))  # type: ignore[no-untyped-call]
+        by_head.masked_fill_(tile.hidden, -math.inf)
         return scores.softmax(-1).to(rows.dtype), slope
 
 

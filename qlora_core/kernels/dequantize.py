@@ -46,7 +46,7 @@ def dense(bases: Sequence[nn.Module], dtype: torch.dtype, space: Workspace) -> T
         return own
     outputs = [shape_of(base)[0] for base in bases]
     stacked = space.take(sum(outputs), shape_of(first)[1], dtype, first.weight.device)  # type: ignore[arg-type]
-    for base, rows in zip(bases, stacked.split(outputs), strict=True):
+    for base, rows in zip(bases, torch.split(stacked, outputs), strict=True):
         _write(base, rows)
     return stacked
 
@@ -81,7 +81,7 @@ Write = Callable[[Tensor, Tensor, Tensor], None]
 
 @cache
 def _fast(quant_type: str, dtype: torch.dtype) -> Write | None:
-    """bitsandbytes' own C function, once it has given what ``dequantize_4bit`` gives."""
+    """The C function of bitsandbytes, once it has given what ``dequantize_4bit`` gives."""
     function = getattr(lib, f"cdequantize_blockwise_cpu_{quant_type}_{_NAMES.get(dtype)}", None)
     if function is None:
         return None

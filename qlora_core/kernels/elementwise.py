@@ -53,7 +53,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     width stays as it is. With ``-sin`` it is its own gradient.
     """
     half = cos.shape[-1] // 2
-    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
     cos, sin = cos[..., :half].float(), sin[..., :half].float()
     a, b = first.float(), second.float()
     return torch.cat([(a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest], -1)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qlora_core.kernels.attention import Segment
+from qlora_core.kernels.attention import Segment, plain_segments
 from qlora_core.kernels.dequantize import Workspace
 from qlora_core.kernels.elementwise import Elementwise
 from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
@@ -85,9 +86,7 @@ def _decoder_layers(decoder: nn.Module) -> dict[str, nn.Module]:
     return {f"{path}.{i}": layer for i, layer in enumerate(layers)}
 
 
-def _given(
-    parts: LabelHead, base: Any, modules: dict[str, nn.Module]
-) -> dict[str, dict[str, Any]]:
+def _given(parts: LabelHead, base: Any, modules: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
     """What the decoder passes to each layer on a packed row, by name."""
     seen: dict[str, dict[str, Any]] = {}
 
@@ -151,12 +150,11 @@ def segments(mask: Tensor | None, bounds: list[int]) -> list[Segment]:
     A mask is bool, or added to the scores. Where the last token sees the first a sample is
     plainly causal.
     """
-    pairs = list(zip(bounds, bounds[1:], strict=False))
     if mask is None:
-        return [Segment(first, last) for first, last in pairs]
+        return plain_segments(bounds)
     seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
     made = []
-    for first, last in pairs:
+    for first, last in pairwise(bounds):
         own = seen[first:last, first:last]
         plain = bool(own[-1].all())
         made.append(Segment(first, last, None if plain else _visible(own)))

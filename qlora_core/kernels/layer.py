@@ -140,7 +140,8 @@ class Layer:
         saved.pair = self._linear("gate_up", normal, saved)
 
     def _narrow(self, saved: Saved) -> Tensor:
-        assert saved.pair is not None and saved.middle is not None
+        assert saved.pair is not None
+        assert saved.middle is not None
         inner = self.elementwise(self.activation[0], saved.pair)
         if self.after_mlp is None:
             return self._linear("down", inner, saved, added=saved.middle)
@@ -166,7 +167,8 @@ class Layer:
     def _mlp_backward(
         self, upstream: Tensor, saved: Saved, found: dict[str, list[Tensor]]
     ) -> Tensor:
-        assert saved.pair is not None and saved.middle is not None
+        assert saved.pair is not None
+        assert saved.middle is not None
         error = upstream
         if self.after_mlp is not None:
             error = self._norm_backward(upstream, saved.mapped, self.after_mlp)
@@ -184,7 +186,8 @@ class Layer:
         self, d_middle: Tensor, x: Tensor, row: Row, saved: Saved,
         found: dict[str, list[Tensor]], *, wanted: bool,
     ) -> Tensor | None:  # fmt: skip
-        assert saved.qkv is not None and saved.attended is not None
+        assert saved.qkv is not None
+        assert saved.attended is not None
         error = d_middle
         if self.after_attention is not None:
             error = self._norm_backward(d_middle, saved.projected, self.after_attention)
@@ -227,15 +230,14 @@ class Layer:
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries = self.o.inputs
         keys = (qkv.shape[1] - queries) // 2
-        q, k, v = qkv.split([queries, keys, keys], dim=1)
-        return tuple(part.unflatten(1, (-1, self.head_width)) for part in (q, k, v))  # type: ignore[return-value]
-
-    def _linear(
-        self, name: str, x: Tensor, saved: Saved, *, added: Tensor | None = None
-    ) -> Tensor:
-        y, saved.kept[name] = self.groups[name].forward(
-            x, added=added, kept=saved.kept.get(name)
+        q, k, v = (
+            part.view(len(part), -1, self.head_width)
+            for part in torch.split(qkv, [queries, keys, keys], dim=1)
         )
+        return q, k, v
+
+    def _linear(self, name: str, x: Tensor, saved: Saved, *, added: Tensor | None = None) -> Tensor:
+        y, saved.kept[name] = self.groups[name].forward(x, added=added, kept=saved.kept.get(name))
         return y
 
     def _linear_backward(
@@ -283,7 +285,7 @@ class _LayerFunction(torch.autograd.Function):
     """A layer's place in the graph."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Layer, row: Row, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: Layer, row: Row, *_: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             out, saved = layer.forward(x, row)
         saved.reduce(layer.keep)

@@ -54,7 +54,7 @@ def read_layer(module: nn.Module, weights: Weights, elementwise: Elementwise) ->
         q_norm=_head_norm(attention, "q_norm", head_width),
         k_norm=_head_norm(attention, "k_norm", head_width),
         attention=Attention(
-            float(getattr(attention, "scaling", head_width**-0.5)),
+            float(getattr(attention, "scaling", None) or head_width**-0.5),
             getattr(attention, "attn_logit_softcapping", None),
         ),
         head_width=head_width,
@@ -112,7 +112,7 @@ def _parts(module: nn.Module) -> tuple[Any, Any, list[nn.Module]]:
             mlp = part
         elif [p.dim() for p in part.parameters()] == [1]:
             norms.append(part)
-        elif any(True for _ in part.parameters()) or getattr(part, "p", 0):
+        elif any(True for _ in part.parameters()) or getattr(part, "p", None):
             raise Unfit(f"its layers have a part that is not known: {name}")
     if attention is None or mlp is None or len(norms) not in (2, 4):
         raise Unfit("its layers are not made of attention, a gated MLP and two or four norms")
@@ -170,7 +170,7 @@ def _head_norm(attention: Any, name: str, width: int) -> Norm | None:
 
 def _activation(mlp: Any) -> tuple[Function, Function]:
     names = ("act_fn", "activation_fn", "act")
-    own = next((f for name in names if callable(f := getattr(mlp, name, None))), None)
+    own: Any = next((f for name in names if callable(f := getattr(mlp, name, None))), None)
     grid = torch.linspace(-6, 6, 97)
     for known, functions in _ACTIVATIONS:
         if own is not None and torch.allclose(own(grid), known(grid), rtol=1e-4, atol=1e-5):

@@ -62,6 +62,11 @@ class Member:
             return 0.0
         return float(getattr(self.adapter.dropout, "p", 0.0))
 
+    @property
+    def scale(self) -> float:
+        """Of the adapter's output, what dropout leaves being enlarged."""
+        return 0.0 if self.adapter is None else self.adapter.scale / (1 - self.drops)
+
 
 def _adapter(layer: Any) -> Adapter:
     if len(layer.active_adapters) != 1 or len(layer.lora_A) != 1:
@@ -139,9 +144,9 @@ class Group:
             added = bias.expand(len(x), -1) if added is None else added + bias
         y = x @ weight.t() if added is None else torch.addmm(added, x, weight.t())
         if low is not None:
-            columns = y.split(self.outputs, dim=1)
+            columns = torch.split(y, self.outputs, dim=1)
             for (at, adapter), narrow in zip(self.adapted, self._by_rank(low), strict=True):
-                columns[at].addmm_(narrow, adapter.b.to(x.dtype).t(), alpha=adapter.scale)
+                columns[at].addmm_(narrow, adapter.b.to(x.dtype).t(), alpha=self.members[at].scale)
         return y, Kept(low, random)
 
     def backward(
@@ -154,17 +159,16 @@ class Group:
         dx = upstream @ self.weights(self, x.dtype) if wanted else None
         if not self.adapted or kept.low is None:
             return dx, []
-        columns = upstream.split(self.outputs, dim=1)
+        columns = torch.split(upstream, self.outputs, dim=1)
         errors, found = torch.empty_like(kept.low), []
         narrow = zip(self._by_rank(kept.low), self._by_rank(errors), strict=True)
         for (at, adapter), (low, error) in zip(self.adapted, narrow, strict=True):
-            error.copy_(columns[at] @ adapter.b.to(x.dtype)).mul_(adapter.scale)
-            found.append((columns[at].t() @ low).mul_(adapter.scale))
+            scale = self.members[at].scale
+            error.copy_(columns[at] @ adapter.b.to(x.dtype)).mul_(scale)
+            found.append((columns[at].t() @ low).mul_(scale))
         a_gradients = self._spread(errors, x, kept.random, dx)
         pairs = zip(a_gradients, found, self.adapted, strict=True)
-        return dx, [
-            g.to(p.dtype) for a, b, (_, own) in pairs for g, p in ((a, own.a), (b, own.b))
-        ]
+        return dx, [g.to(p.dtype) for a, b, (_, own) in pairs for g, p in ((a, own.a), (b, own.b))]
 
     def _spread(
         self, errors: Tensor, x: Tensor, random: Tensor | None, dx: Tensor | None
@@ -173,7 +177,7 @@ class Group:
         if random is None:
             if dx is not None:
                 dx.addmm_(errors, self._stacked(x.dtype))
-            return list((errors.t() @ x).split(self.ranks))
+            return list(torch.split(errors.t() @ x, self.ranks))
         found = []
         with _replayed(random):
             for (at, adapter), error in zip(self.adapted, self._by_rank(errors), strict=True):
@@ -204,7 +208,7 @@ class Group:
         return torch.cat([adapter.a.detach().to(dtype) for _, adapter in self.adapted])
 
     def _by_rank(self, low: Tensor) -> Sequence[Tensor]:
-        return low.split(self.ranks, dim=1)
+        return torch.split(low, self.ranks, dim=1)
 
     def _bias(self, x: Tensor) -> Tensor:
         parts = [
@@ -215,10 +219,10 @@ class Group:
 
 
 def _noise(x: Tensor, probability: float) -> Tensor | None:
-    """What dropout multiplies with; drawn as ``torch.nn.functional.dropout`` draws it."""
+    """Zero where dropout drops, else one; drawn as ``torch.nn.functional.dropout`` draws it."""
     if not probability:
         return None
-    return torch.empty_like(x).bernoulli_(1 - probability).div_(1 - probability)
+    return torch.empty_like(x).bernoulli_(1 - probability)
 
 
 @contextmanager

@@ -12,10 +12,13 @@ from exams.soak import (
     damage,
     disks,
     fuzz_config,
+    hostile_adapters,
     hostile_folders,
+    hostile_templates,
     injection,
     kills,
     locks,
+    mutation,
     numeric,
     resume,
     signals,
@@ -28,6 +31,7 @@ SUITES: list[Suite] = [
     changes.SUITE,
     numeric.SUITE,
     clean.SUITE,
+    mutation.SUITE,
     crash_points.SUITE,
     kills.SUITE,
     disks.SUITE,
@@ -42,6 +46,8 @@ SUITES: list[Suite] = [
     injection.TOKENS_SUITE,
     injection.FUZZ_SUITE,
     injection.BENIGN_SUITE,
+    hostile_adapters.SUITE,
+    hostile_templates.SUITE,
 ]
 
 if __name__ == "__main__":

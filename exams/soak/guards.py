@@ -1,0 +1,208 @@
+"""The checks that `mutation` takes out: where each stands, and which tests must notice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Guard(NamedTuple):
+    """``text`` of ``file``, which stands there once, is replaced by ``instead``."""
+
+    name: str
+    file: str
+    text: str
+    instead: str
+    tests: tuple[str, ...]
+
+
+ROWS = "tests/test_rows.py::test_a_faulty_line_is_named_with_its_reason"
+EXACT = "tests/test_exactness.py::"
+CHANGE = EXACT + "test_a_change_is_refused_with_both_values_or_decides_nothing"
+BROKEN = EXACT + "test_a_broken_number_is_skipped_and_named_or_ends_the_run"
+SAVES = "tests/test_checkpoints.py::"
+LOOP = "tests/test_loop.py::"
+LOADER = "tests/test_loader.py::"
+ADAPTERS = "tests/test_adapters.py::"
+DETECTION = "tests/test_detection.py::"
+TRAIN = "tests/test_train.py::"
+
+GUARDS: tuple[Guard, ...] = (
+    # data
+    Guard("NaN is no JSON", "qlora_core/data/json_rows.py",
+          "parse_constant=_not_json, ", "", (ROWS,)),
+    Guard("numbers past all bounds", "qlora_core/data/json_rows.py",
+          "    if math.isinf(value):", "    if False:", (ROWS,)),
+    Guard("keys that stand twice", "qlora_core/data/json_rows.py",
+          "object_pairs_hook=no_key_twice, ", "", (ROWS,)),
+    Guard("halves of surrogate pairs", "qlora_core/data/json_rows.py",
+          "if _may_hold_surrogates(text, start, end) and", "if False and", (ROWS,)),
+    Guard("text after a row", "qlora_core/data/json_rows.py",
+          "if isinstance(value, dict) and end == len(text):", "if isinstance(value, dict):",
+          (ROWS,)),
+    Guard("lines without end", "qlora_core/data/json_rows.py",
+          'if len(line) > MAX_LINE and not line.endswith(b"\\n"):', "if False:",
+          ("tests/test_rows.py::test_a_line_without_end_is_refused_and_the_next_is_read",)),
+    Guard("a list that is cut off", "qlora_core/data/json_rows.py",
+          "    if position == len(text):\n        problems", "    if False:\n        problems",
+          ("tests/test_rows.py::test_a_broken_json_list_is_named",)),
+    Guard("answers that would be cut", "qlora_core/data/cut.py",
+          "        while start < len(labels) and", "        while False and",
+          ("tests/test_encode.py::test_an_answer_is_never_cut",)),
+    Guard("control tokens in user text", "qlora_core/data/inject.py",
+          'if message["role"] not in trusted_roles and any(', "if False and any(",
+          ("tests/test_encode.py::test_c10_a_control_token_in_a_text_stays_text",)),
+    Guard("padding has no attention", "qlora_core/data/collate.py",
+          'batch["attention_mask"][row, :length] = 1', 'batch["attention_mask"][row] = 1',
+          ("tests/test_collate.py",)),
+    # configs and detection
+    Guard("links out of a folder", "qlora_core/registry/files.py",
+          "path.is_symlink() and not _allowed(", "False and not _allowed(",
+          (DETECTION + "test_a_config_that_links_out_of_its_folder_is_refused",)),
+    Guard("settings files of megabytes", "qlora_core/registry/files.py",
+          "    if size > MAX_BYTES:", "    if False:",
+          (DETECTION + "test_a_broken_config_gives_one_clear_message",)),
+    Guard("NaN in a config", "qlora_core/registry/files.py",
+          'if name not in ("Infinity", "-Infinity"):', "if False:",
+          (DETECTION + "test_a_broken_config_gives_one_clear_message",)),
+    Guard("two equal claims", "qlora_core/registry/detection.py",
+          "    if len(winners) != 1:", "    if not winners:",
+          (DETECTION + "test_two_equal_claims_are_an_error_that_names_both_and_the_remedies",)),
+    Guard("a family's name that is taken", "qlora_core/registry/manager.py",
+          "                if name in known or name in found:", "                if False:",
+          ("tests/test_registry.py::"
+           "test_a_family_name_that_is_taken_sets_the_second_plugin_aside_whole",)),
+    # loading
+    Guard("layers left in 16 bits", "qlora_core/models/quantization.py",
+          "if self.method is not None and self.missed:", "if False:",
+          (LOADER + "test_left_out_layers_stop_the_load",)),
+    Guard("an index that names files elsewhere", "qlora_core/models/checkpoint.py",
+          "if not isinstance(name, str) or Path(name).name != name:", "if False:",
+          (LOADER + "test_an_index_may_not_name_files_elsewhere",)),
+    Guard("truncated weights", "qlora_core/models/checkpoint.py",
+          "    if size != 8 + length + end:", "    if False:",
+          (LOADER + "test_a_truncated_file_is_refused_before_loading",)),
+    Guard("weights that are missing", "qlora_core/models/checkpoint.py",
+          'missing = sorted(information["missing_keys"])', "missing: list[str] = []",
+          (LOADER + "test_missing_weights_are_refused_and_never_start_at_random",)),
+    Guard("4-bit weights repacked", "qlora_core/models/quantizer.py",
+          "support_avx512bf16_for_cpu = False", "support_avx512bf16_for_cpu = True",
+          (LOADER + "test_evaluation_does_not_repack_4_bit_weights",)),
+    # adapters
+    Guard("layers that PEFT did not wrap", "qlora_core/models/adapters.py",
+          "missing, extra = set(selection.modules) - found, found - set(selection.modules)",
+          "missing, extra = set[str](), set[str]()",
+          (ADAPTERS + "test_verification_notices_what_peft_wrapped_otherwise",)),
+    Guard("adapters without a gradient", "qlora_core/models/adapters.py",
+          '                dead.append(_base_path(path.partition(".lora_B")[0]))',
+          "                pass",
+          (ADAPTERS + "test_an_adapter_without_a_gradient_is_named",
+           LOOP + "test_an_adapter_without_a_gradient_is_caught_at_the_first_step")),
+    Guard("the first step is examined", "qlora_core/training/loop.py",
+          "if self.check is not None and not self.checked:", "if False:",
+          (LOOP + "test_an_adapter_without_a_gradient_is_caught_at_the_first_step",)),
+    Guard("a second set of adapters", "qlora_core/models/adapters.py",
+          "    if isinstance(model, peft.PeftModel) or any(", "    if False and any(",
+          (ADAPTERS + "test_a_second_attach_is_refused",)),
+    Guard("adapters that do not move", "qlora_core/training/loop.py",
+          "        if still:", "        if False:",
+          (LOOP + "test_an_optimizer_of_other_tensors_is_caught_by_the_second_step",)),
+    # saves
+    Guard("files that are missing", "qlora_core/training/files.py",
+          "if missing := sorted(set(files) - present):", "if missing := sorted(set()):",
+          (SAVES + "test_every_damage_is_detected_and_the_older_one_used",)),
+    Guard("files whose bits differ", "qlora_core/training/files.py",
+          'if path.stat().st_size != facts["size"] or sha256(path) != facts["sha256"]:',
+          'if path.stat().st_size != facts["size"]:',
+          (SAVES + "test_every_damage_is_detected_and_the_older_one_used",)),
+    Guard("a manifest whose bits differ", "qlora_core/training/files.py",
+          'if value.pop("digest", None) != _digest(value):', 'if not value.pop("digest", None):',
+          (SAVES + "test_every_damage_is_detected_and_the_older_one_used",)),
+    Guard("checkpoints of another run", "qlora_core/training/checkpoints.py",
+          "reason = files.damage(path) or files.stranger(path, run_id)",
+          "reason = files.damage(path)",
+          (SAVES + "test_a_checkpoint_of_another_run_is_never_used",)),
+    Guard("the last whole checkpoint", "qlora_core/training/checkpoints.py",
+          "if kept < keep and files.damage(path) is None:", "if kept < keep:",
+          (SAVES + "test_retention_never_removes_the_last_valid_one",)),
+    Guard("space for a save", "qlora_core/training/files.py",
+          "    if free < size + MARGIN:", "    if False:",
+          (SAVES + "test_a_full_disk_is_known_before_a_byte_is_written",)),
+    Guard("modes by umask", "qlora_core/training/files.py",
+          "path.chmod(0o666 & ~umask)", "path.stat()",
+          (SAVES + "test_file_modes_follow_the_umask",)),
+    Guard("a save appears whole", "qlora_core/training/files.py",
+          '    staging = parent / f"{STAGING}{uuid4().hex[:8]}"\n    try:\n        with writing',
+          "    staging = folder\n    try:\n        with writing",
+          (SAVES + "test_a_crash_at_any_point_of_a_save_leaves_a_whole_checkpoint",)),
+    Guard("weights that are not finite", "qlora_core/training/checkpoints.py",
+          '    require_finite("adapter", tensors)\n', "",
+          (SAVES + "test_weights_that_are_not_finite_are_never_saved",)),
+    Guard("an optimizer that is not finite", "qlora_core/training/checkpoints.py",
+          '    require_finite("optimizer", tensors)\n', "",
+          (BROKEN + "[infinity in exp_avg_sq]",)),
+    Guard("adapters of another shape", "qlora_core/training/checkpoints.py",
+          "if differing := sorted(", "if differing := () and sorted(",
+          (SAVES + "test_an_adapter_of_another_shape_is_refused",)),
+    # resume
+    Guard("changes are refused", "qlora_core/training/identity.py",
+          "    if refused:\n", "    if False:\n", (CHANGE + "[more steps]",)),
+    Guard("every byte of the base", "qlora_core/models/trained.py",
+          "return hashlib.file_digest(file, \"sha256\").hexdigest()",
+          "return hashlib.sha256(file.read(4096)).hexdigest()",
+          (CHANGE + "[one bit of a base weight]",)),
+    Guard("rows in their order", "qlora_core/training/identity.py",
+          "    for sample in samples:",
+          '    for sample in sorted(samples, key=lambda s: s["input_ids"]):',
+          (CHANGE + "[rows in another order]",)),
+    Guard("another base under an adapter", "qlora_core/models/trained.py",
+          "if recorded and recorded != base_hash(folder):", "if False:",
+          ("tests/test_merge.py::test_another_base_of_the_same_shape_is_refused",)),
+    Guard("metrics are taken back", "qlora_core/training/runs.py",
+          'if line.get("step", 0) <= step]', "]",
+          ("tests/test_runs.py::test_resuming_takes_back_what_comes_after_the_checkpoint",)),
+    Guard("a folder that holds a run", "qlora_core/training/runs.py",
+          "    if not resume:\n", "    if False:\n",
+          (TRAIN + "test_a_folder_of_another_run_is_refused",)),
+    Guard("dropout by the step alone", "qlora_core/training/loop.py",
+          'set_seed(seed_of(self.seed, "step", group.step, self.processes.rank))', "pass",
+          (LOOP + "test_dropout_depends_on_the_step_alone",)),
+    # numbers
+    Guard("gradients that are not finite", "qlora_core/training/loop.py",
+          "skipped = not (math.isfinite(norm) and math.isfinite(loss))", "skipped = False",
+          (LOOP + "test_a_gradient_that_is_not_finite_touches_no_weight",)),
+    Guard("three such steps in a row", "qlora_core/training/loop.py",
+          "        if self.skipped >= SKIPS_IN_A_ROW:", "        if False:",
+          (LOOP + "test_three_such_steps_in_a_row_end_the_run",)),
+    Guard("gradients of zero", "qlora_core/training/loop.py",
+          "        if self.flat >= SKIPS_IN_A_ROW:", "        if False:",
+          (BROKEN + "[learning rate 1e6]",)),
+    Guard("many skipped steps", "qlora_core/training/alarms.py",
+          "        if skips > max(", "        if False and skips > max(",
+          (BROKEN + "[two steps of three]",)),
+    Guard("evaluations that are not finite", "qlora_core/training/session.py",
+          "        if loss is None:\n", "        if False:\n",
+          (BROKEN + "[evaluation rows that are NaN]",)),
+    Guard("groups without an answer", "qlora_core/training/loop.py",
+          "        if not learned:\n", "        if False:\n",
+          (LOOP + "test_a_group_without_anything_to_learn_is_refused",)),
+    # lock, signals, settings
+    Guard("one run in one folder", "qlora_core/training/lock.py",
+          "            if not _try_lock(file):", "            if False:",
+          ("tests/test_runs.py::test_a_second_run_in_the_folder_is_refused_and_names_the_first",)),
+    Guard("a lock that is real", "qlora_core/training/lock.py",
+          "            return False\n", "            return True\n",
+          ("tests/test_runs.py::test_of_many_starts_at_once_exactly_one_runs",)),
+    Guard("signals wait for the step", "qlora_core/training/session.py",
+          "        if not asked:\n", "        if True:\n",
+          (TRAIN + "test_interrupting_and_resuming_trains_the_same_adapters",)),
+    Guard("keys that are no settings", "qlora_core/training/settings.py",
+          "        if key not in _FIELDS:", "        if False:",
+          ("tests/test_settings.py::test_an_unknown_key_names_file_key_and_the_nearest",)),
+    Guard("settings within their limits", "qlora_core/training/schema.py",
+          "if rule in limits and not holds(limits[rule]):", "if False:",
+          ("tests/test_settings.py::test_a_bad_value_is_refused_with_its_file_and_key",)),
+    Guard("epochs or steps, not both", "qlora_core/training/schema.py",
+          "if self.epochs is not None and self.max_steps is not None:", "if False:",
+          ("tests/test_settings.py::"
+           "test_epochs_and_max_steps_contradict_each_other_unless_a_flag_decides",)),
+)  # fmt: skip

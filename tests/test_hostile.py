@@ -10,7 +10,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("the exams use alarms, pipes and links of Unix", allow_module_level=True)
 
-from exams.soak import bad_data, fuzz_config, hostile_folders, injection
+from exams.soak import bad_data, fuzz_config, hostile_adapters, hostile_folders, injection
 from exams.suite import Suite
 
 
@@ -40,10 +40,9 @@ def test_rows_add_up_in_damaged_files() -> None:
     assert failures(bad_data.MUTATED_SUITE, 90) == []
 
 
-def test_added_tokens_spelt_out_in_any_role_stay_text() -> None:
-    assert failures(injection.TOKENS_SUITE, 100) == []
-
-
 def test_fuzzed_texts_yield_no_control_tokens() -> None:
     assert failures(injection.FUZZ_SUITE, 100) == []
-    assert failures(injection.BENIGN_SUITE, 100) == []
+
+
+def test_hostile_adapters_are_refused_in_one_message() -> None:
+    assert failures(hostile_adapters.SUITE, 20) == []

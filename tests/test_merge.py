@@ -226,7 +226,7 @@ def test_an_existing_folder_is_never_overwritten(run: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [({"r": 10**12}, "is no rank"), ({"peft_type": "IA3"}, "no LoRA adapter")],
+    [({"r": 10**12}, "is not a rank from 1"), ({"peft_type": "IA3"}, "no LoRA adapter")],
 )
 def test_an_absurd_adapter_config_is_refused(
     run: Path, tmp_path: Path, change: dict[str, Any], expected: str

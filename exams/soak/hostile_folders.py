@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import qlora_base
 
 from exams.soak.hostile_configs import FOLDERS
-from exams.soak.traps import peak_of, settle, watch
+from exams.soak.traps import in_a_child, peak_of, settle, watch
 from exams.suite import Case, Suite
 from qlora_core.cli.main import main
 from qlora_core.registry.detect import detect, installed
@@ -134,22 +133,7 @@ def baseline(count: int, seed: int) -> Iterable[Case]:
     )
     with tempfile.TemporaryDirectory() as place:
         for name, folder in _made(Path(place)):
-            yield _plain(name, [sys.executable, "-c", code, str(folder)])
-
-
-def _plain(name: str, command: list[str]) -> Case:
-    start = time.perf_counter()
-    limited = ["bash", "-c", 'ulimit -v 4000000; exec "$@"', "limited", *command]
-    fault = ""
-    try:
-        done = subprocess.run(
-            limited, capture_output=True, text=True, timeout=20, check=False, input=""
-        )
-        if done.returncode:
-            fault = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
-    except subprocess.TimeoutExpired:
-        fault = "still running after 20 s"
-    return Case(name, not fault, fault, {"seconds": time.perf_counter() - start})
+            yield in_a_child(name, ["-c", code, str(folder)], seconds=20)
 
 
 SUITE = Suite(

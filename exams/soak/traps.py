@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exams.suite import Case
 from qlora_core.errors import QloraError
 
 EVENTS = ("socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system",
@@ -55,7 +57,7 @@ _installed: list[bool] = []
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _current and event in EVENTS:
+    if _current and event in EVENTS and "qlora_core.data.bounded_child" not in str(arguments):
         names = [a for a in arguments if isinstance(a, str)][:2]
         _current[-1].events.append(" ".join([event, *names]))
 
@@ -117,3 +119,20 @@ def _alarm(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+def in_a_child(name: str, arguments: list[str], *, seconds: float) -> Case:
+    """A baseline's case: whether Python with these arguments ends well, in time and in 4 GB."""
+    limited = ["bash", "-c", 'ulimit -v 4000000; exec "$@"', "limited", sys.executable]
+    start = time.perf_counter()
+    fault = ""
+    try:
+        done = subprocess.run(
+            [*limited, *arguments], capture_output=True, text=True, timeout=seconds, check=False,
+            input="",
+        )  # fmt: skip
+        if done.returncode:
+            fault = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+    except subprocess.TimeoutExpired:
+        fault = f"still running after {seconds:g} s"
+    return Case(name, not fault, fault, {"seconds": time.perf_counter() - start})

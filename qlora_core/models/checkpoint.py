@@ -23,6 +23,8 @@ log = logging.getLogger("qlora-core")
 
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 WEIGHTS = "*.safetensors"
+MAX_HEADER = 100_000_000
+"""Bytes; safetensors' own limit."""
 IGNORED = ("*/*", "consolidated*")
 """What a repository holds beside the model itself: other formats, the original release."""
 
@@ -150,7 +152,7 @@ def read_index(index: Path) -> list[str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadInput(f"{index} is no index of weight files", "download it again") from None
     for name in shards:
         if not isinstance(name, str) or Path(name).name != name:
@@ -169,12 +171,12 @@ def tensor_names(file: Path) -> list[str]:
                 "run `git lfs pull` in that folder, or download the model with `hf download`",
             )
         length = int.from_bytes(start, "little")
-        header = stream.read(length) if 2 <= length <= size - 8 else b""
+        header = stream.read(length) if 2 <= length <= min(size - 8, MAX_HEADER) else b""
     try:
         entries: dict[str, Any] = json.loads(header)
         entries.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError):
         raise BadInput(f"{file} is not a whole safetensors file", "download it again") from None
     if size != 8 + length + end:
         raise BadInput(

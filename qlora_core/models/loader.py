@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from qlora_core.errors import BadInput
@@ -254,7 +255,7 @@ def _clear_loading_errors(name: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInput(
             f"{name} cannot be loaded: {type(error).__name__}: {_first_line(error)}",
             "check that config.json and the weight files belong together; "

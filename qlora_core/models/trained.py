@@ -14,11 +14,13 @@ from typing import Any
 
 import peft
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from qlora_core.data.tokenizer import has_tokenizer, load_tokenizer
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
+from qlora_core.models.adapter_config import check_adapter_config
 from qlora_core.models.devices import parse_dtype
 from qlora_core.models.loader import load_model
 from qlora_core.models.peft_names import as_asked, as_modules, fill
@@ -29,7 +31,6 @@ log = logging.getLogger("qlora-core")
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "run.json"
 MERGED = "merge.json"
 """What ``merge`` leaves beside the weights: how they were made."""
-MOST_RANK = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +88,33 @@ def read_adapter(path: str | Path, *, base: str | Path | None = None) -> Trained
             f"{folder} has no {WEIGHTS}", "save the adapter as safetensors; .bin is not opened"
         )
     config = read_json(folder / CONFIG)
-    _check_config(config, folder)
+    check_adapter_config(config, folder / CONFIG)
     record = read_json(folder.parent / RECORD) if (folder.parent / RECORD).is_file() else {}
     settings = record.get("settings")
     recorded = settings.get("model") if isinstance(settings, Mapping) else None
     found = base or recorded or config.get("base_model_name_or_path")
     if not found:
         raise BadInput(f"{folder} does not say which base it was trained on", "name it: --base")
+    if base is None:
+        _require_at_hand(str(found), folder)
     return TrainedAdapter(folder=folder, base=str(found), config=config, record=record)
+
+
+def _require_at_hand(base: str, folder: Path) -> None:
+    """A file of the adapter names ``base``: that is no request to download it."""
+    if Path(base).exists():
+        return
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(base, "config.json")
+    except errors.HFValidationError:
+        cached = None
+    if not isinstance(cached, str):
+        raise BadInput(
+            f"{folder} was trained on {base[:200]!r}, which is not on this machine",
+            "name the base yourself, with --model (merge: --base): then it may be downloaded",
+        )
 
 
 def put_on(model: Any, adapter: TrainedAdapter) -> peft.PeftModel:
@@ -113,7 +133,7 @@ def put_on(model: Any, adapter: TrainedAdapter) -> peft.PeftModel:
                 wrapped = peft.PeftModel.from_pretrained(
                     model, str(adapter.folder), config=config, local_files_only=True
                 )
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         first = next((line for line in str(error).splitlines() if "size mismatch" in line), None)
         raise BadInput(
             f"the adapter in {adapter.folder} does not fit {adapter.base}: "
@@ -162,16 +182,6 @@ def require_same_base(adapter: TrainedAdapter, folder: Path) -> None:
             f"the run recorded {adapter.settings.get('model') or adapter.base}; "
             "take the same revision of it",
         )
-
-
-def _check_config(config: Mapping[str, Any], folder: Path) -> None:
-    rank = config.get("r")
-    if config.get("peft_type") != "LORA":
-        raise BadInput(
-            f"{folder} is no LoRA adapter ({config.get('peft_type')})", "use PEFT itself"
-        )
-    if not isinstance(rank, int) or not 1 <= rank <= MOST_RANK:
-        raise BadInput(f"{folder / CONFIG}: r = {rank!r} is no rank", "take an undamaged copy")
 
 
 def _fill(wrapped: peft.PeftModel, adapter: TrainedAdapter) -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from qlora_core.data.encode import Encoded
 from qlora_core.data.prepare import PreparedData, prepare_data
+from qlora_core.data.split import split_conversation
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture, LoraTargets
 from qlora_core.facts.prompt import PromptFormat
@@ -117,8 +119,68 @@ def test_long_rows_can_be_dropped_instead(tmp_path: Path, tokenizer: Any) -> Non
     prepared = prepare_data(Settings(source, max_length=40, overlong="drop"), tokenizer)
     assert list(prepared.report.dropped) == ["longer than the maximum length"]
     assert len(prepared.train) == 2
-    with pytest.raises(BadInput, match="choose cut or drop"):
+    with pytest.raises(BadInput, match="choose cut, split or drop"):
         prepare_data(Settings(source, overlong="keep"), tokenizer)
+
+
+def long_chat(*lengths: int, system: bool = True) -> dict[str, Any]:
+    turns = [{"role": "system", "content": "S"}] if system else []
+    for number, length in enumerate(lengths):
+        turns += [{"role": "user", "content": f"q{number}"},
+                  {"role": "assistant", "content": f"a{number}" + "." * length}]  # fmt: skip
+    return {"messages": turns}
+
+
+def test_long_conversations_can_be_split_at_the_users_turns(tmp_path: Path, tokenizer: Any) -> None:
+    source = write(tmp_path / "a.jsonl", [long_chat(0, 0, 9, 0, 0), long_chat(0)])
+    whole = prepare_data(Settings(source), tokenizer)
+    prepared = prepare_data(Settings(source, max_length=30, overlong="split"), tokenizer)
+    samples = [sample for sample in prepared.train if sample["source"][1] == 1]
+    texts = [tokenizer.decode(sample["input_ids"]) for sample in samples]
+    assert len(texts) > 1
+    assert all(text.startswith("<s>s:S\nu:q") for text in texts)
+    assert all(len(sample["input_ids"]) <= 30 for sample in samples)
+    assert "".join(learned(tokenizer, s) for s in samples) == learned(tokenizer, whole.train[0])
+    assert prepared.report.split.examples == [f"{source}:1"]
+    assert not prepared.report.cut.count
+    assert "long rows split into several samples: 1" in "\n".join(prepared.report.summary())
+    assert adds_up(prepared)
+
+
+def test_what_fits_in_no_piece_is_noted_and_the_rest_is_kept(tmp_path, tokenizer) -> None:
+    source = write(tmp_path / "a.jsonl", [long_chat(0, 99, 0), long_chat(99), long_chat(0)])
+    prepared = prepare_data(Settings(source, max_length=30, overlong="split"), tokenizer)
+    first = [sample for sample in prepared.train if sample["source"][1] == 1]
+    assert [learned(tokenizer, sample) for sample in first] == ["a0</s>", "a2</s>"]
+    assert prepared.report.notes["an answer that is longer than the maximum length"].count == 1
+    assert prepared.report.dropped["the answer does not fit into the maximum length"].count == 1
+    assert adds_up(prepared)
+
+
+def test_an_exchange_that_is_too_long_loses_the_start_of_its_prompt(tmp_path, tokenizer) -> None:
+    row = long_chat(0, 0)
+    row["messages"][1]["content"] = "q" * 50
+    source = write(tmp_path / "a.jsonl", [row])
+    prepared = prepare_data(Settings(source, max_length=30, overlong="split"), tokenizer)
+    assert [learned(tokenizer, sample) for sample in prepared.train] == ["a0</s>", "a1</s>"]
+    assert prepared.report.cut.count == 1
+    assert prepared.report.split.count == 1
+
+
+def test_tool_results_stay_with_their_question(tmp_path: Path) -> None:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": calls},
+             {"role": "tool", "content": "r"}, {"role": "assistant", "content": "a"}]  # fmt: skip
+    lengths = []
+
+    def encode(messages: Any) -> Encoded:
+        lengths.append([m["role"] for m in messages])
+        cut = int(len(messages) > 5)
+        return Encoded(text="", input_ids=[1], labels=[1], learned=[], truncated=cut)
+
+    head = [{"role": "system", "content": "S"}]
+    assert len(split_conversation([*head, *turns, *turns], encode)) == 2
+    assert lengths[-1] == ["system", "user", "assistant", "tool", "assistant"]
 
 
 def test_only_a_file_without_any_usable_row_is_an_error(tmp_path: Path, tokenizer: Any) -> None:

@@ -110,7 +110,7 @@ def _rows(record: Record) -> list[tuple[str, str]]:
         **{f"dropped: {reason}": count for reason, count in dropped.items()},
         "refused": found.get("refused") or None,
         "cut at the start of the prompt": found.get("cut"),
-        "long texts split": found.get("split"),
+        "long rows split": found.get("split"),
         "duplicates": found.get("duplicates"),
     }
     return [(name, shown) for name, count in counts.items() if (shown := _count(count))]

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple, Protocol
 from qlora_core.data.bounded import TemplateExhausted
 from qlora_core.data.collate import Sample
 from qlora_core.data.columns import Columns, recognise
+from qlora_core.data.conform import Message
 from qlora_core.data.encode import IGNORED, Encoded, encode_conversation, encode_text
 from qlora_core.data.json_rows import Row
 from qlora_core.data.notes import CALLS_DROPPED, NO_FIT, TRUNCATED, explain
 from qlora_core.data.problems import Problems
 from qlora_core.data.report import Count
 from qlora_core.data.rows import SourceFile, collect_rows
+from qlora_core.data.split import split_conversation
 from qlora_core.data.turns import (
     Conversation,
     Malformed,
@@ -60,7 +62,10 @@ class DataSettings(Protocol):
 
     @property
     def overlong(self) -> str:
-        """``cut`` the start of the prompt, or ``drop`` the row. Plain text is split or dropped."""
+        """``cut`` the start of the prompt, ``split`` at the user's turns, or ``drop`` the row.
+
+        Plain text is split or dropped.
+        """
 
     @property
     def trusted_roles(self) -> str | None:
@@ -173,12 +178,35 @@ class Reader:
         if columns.columns[0].target == "text":
             return self._text(text_of(row.values, columns), source)
         conversation = conversation_of(row.values, columns)
-        encoded = self._encode(conversation)
-        for note in dict.fromkeys((*conversation.notes, *encoded.notes)):
+        whole = self._encode(conversation)
+        encoded = [whole]
+        if self.settings.overlong == "split" and (whole.truncated or not whole.fits):
+            encoded = self._split(conversation, source)
+        for note in dict.fromkeys((*conversation.notes, *(n for e in encoded for n in e.notes))):
             if note not in _COUNTED_APART:
                 self.tally.note(explain(note), *source)
-        self._fit(encoded, source)
-        return [{"input_ids": encoded.input_ids, "labels": encoded.labels, "source": source}]
+        self.tally.longest = max(self.tally.longest, len(whole.input_ids) + whole.truncated)
+        for sample in encoded:
+            self._fit(sample, source)
+        return [{"input_ids": e.input_ids, "labels": e.labels, "source": source} for e in encoded]
+
+    def _split(self, conversation: Conversation, source: tuple[str, int]) -> list[Encoded]:
+        """A long conversation as shorter ones. Raises NothingToLearn where none can be learned."""
+
+        def encode(messages: list[Message]) -> Encoded:
+            part = Conversation([dict(m) for m in messages], conversation.tools, conversation.notes)
+            return self._encode(part)
+
+        split = split_conversation(conversation.messages, encode)
+        fitting = [sample for sample in split if sample.fits]
+        usable = [sample for sample in fitting if sample.learned_tokens]
+        if not usable:
+            raise NothingToLearn("no token is left to learn" if fitting else TOO_LONG)
+        if len(fitting) < len(split):
+            self.tally.note("an answer that is longer than the maximum length", *source)
+        if len(split) > 1:
+            self.tally.split.add(*source)
+        return usable
 
     def _encode(self, conversation: Conversation) -> Encoded:
         architecture, tokenizer = self.architecture, self.tokenizer
@@ -203,7 +231,6 @@ class Reader:
 
     def _fit(self, encoded: Encoded, source: tuple[str, int]) -> None:
         """Count what was cut. Raises NothingToLearn where what is left teaches nothing."""
-        self.tally.longest = max(self.tally.longest, len(encoded.input_ids) + encoded.truncated)
         if not encoded.fits:
             raise NothingToLearn(TOO_LONG)
         if encoded.truncated and self.settings.overlong == "drop":

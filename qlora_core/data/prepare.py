@@ -51,8 +51,8 @@ def prepare_data(
     ``progress(done, total)`` is called now and then. Raises BadInput that lists file, line and
     reason of every malformed row, or that says why no row is left.
     """
-    if settings.overlong not in ("cut", "drop"):
-        raise BadInput(f"overlong is {settings.overlong!r}", "choose cut or drop")
+    if settings.overlong not in ("cut", "split", "drop"):
+        raise BadInput(f"overlong is {settings.overlong!r}", "choose cut, split or drop")
     if not 0 <= settings.eval_split < 1:
         raise BadInput(f"eval_split is {settings.eval_split}", "it is a share: 0.05 sets 5 % aside")
     problems, tally = Problems(side_file if settings.skip_bad else None), Tally()

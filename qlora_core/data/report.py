@@ -61,7 +61,7 @@ class DataReport:
 
     ``rows == kept + refused + sum of dropped``, always. ``cut`` counts rows that lost the
     start of their prompt (``cut_tokens``, and ``answers_lost`` of earlier turns with it),
-    ``split`` plain texts that became several samples.
+    ``split`` long texts and conversations that became several samples.
     Token counts are those of the training samples, without padding.
     """
 
@@ -105,7 +105,7 @@ class DataReport:
             lost = f", {self.answers_lost:,} earlier answers" if self.answers_lost else ""
             lines.append(f"  cut at the start: {self.cut}, {self.cut_tokens:,} tokens{lost}")
         if self.split.count:
-            lines.append(f"  long texts split into several samples: {self.split}")
+            lines.append(f"  long rows split into several samples: {self.split}")
         lines.append(self._tokens())
         lines += [f"  note: {note}: {count}" for note, count in self.notes.items()]
         lines += [f"  warning: {w.message}\n    -> {w.remedy}" for w in self.warnings]

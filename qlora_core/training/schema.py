@@ -103,8 +103,8 @@ class TrainSettings:
         least=2,
     )  # fmt: skip
     overlong: str = _setting(
-        "cut", 4, "a row past `max_length` loses the start of its prompt, or is dropped",
-        choices=("cut", "drop"),
+        "cut", 4, "a row past `max_length` loses the start of its prompt, is split at the user's "
+        "turns, or is dropped", choices=("cut", "split", "drop"),
     )  # fmt: skip
     trusted_roles: str | None = _setting(
         None, 4, "roles whose texts may hold control tokens, as in `assistant`; default: none, "

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exams.soak import small
+from exams.soak import plain, small
 from exams.soak.faults import KILL, Fault
 from exams.soak.rehearsal import Rehearsal, read_calls
 from exams.soak.stage import Ended, preloaded, share
@@ -126,6 +126,7 @@ SUITE = Suite(
     name="crash points",
     promise="killed or cut off at any call, a run is resumed and ends identical to the bit",
     cases=cases,
+    baseline=plain.crash_points,
     full=600,
     quick=40,
 )

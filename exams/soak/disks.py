@@ -182,7 +182,7 @@ def _refused_or_whole(run: Rehearsal, ended: Ended, reason: str) -> str:
 
 @preloaded
 def cases(count: int, seed: int) -> Iterator[Case]:
-    """Every second case on a real disk of its own where one can be mounted; injected errors else."""
+    """Every second case on a real disk where one can be mounted; else the errors are injected."""
     with small.bench() as bench, mounted(bench.folder / "case") as disk:
         changes: dict[str, Any] = {"max_steps": 6, "save_every": 2}
         share(bench.settings("any", **changes))

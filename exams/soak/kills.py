@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from exams.soak import small
+from exams.soak import plain, small
 from exams.soak.faults import KILL, Fault
 from exams.soak.rehearsal import Rehearsal
 from exams.soak.stage import preloaded, share
@@ -66,6 +66,7 @@ SUITE = Suite(
     name="kills",
     promise="killed at random, half of the time inside a save, every run ends identical to the bit",
     cases=cases,
+    baseline=plain.kills,
     full=300,
     quick=20,
 )

@@ -29,8 +29,10 @@ from exams.soak.faults import Fault
 from exams.suite import Case, Cases
 from qlora_core.cli import main
 from qlora_core.data import bounded
+from qlora_core.models.loader import LoadedModel
+from qlora_core.registry.detection import Detection
 from qlora_core.registry.hooks import hookimpl
-from qlora_core.registry.manager import PluginRecord
+from qlora_core.registry.manager import PluginRecord, Registry
 from qlora_core.training import checkpoints, setup
 from qlora_core.training.schema import TrainSettings
 
@@ -176,32 +178,62 @@ class Stage:
         return self.fork(lambda cells: _train(given, cells), fault)
 
 
+class Warm(NamedTuple):
+    """What runs of one model have in common."""
+
+    inputs: setup.Inputs
+    loaded: LoadedModel
+
+
+_warm: dict[str, Warm] = {}
+"""By the settings' ``model``."""
+
+
 def share(settings: TrainSettings) -> None:
     """Detect, read the data and load the base now: every run forked later begins with them.
 
     Only runs of this model, these data and this split of them may be forked then.
     """
-    bounded._asked = _remembered(bounded._asked)
+    if not _warm:
+        bounded._asked = _remembered(bounded._asked)
+        _share_from_here()
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "run")
         small.run(dataclasses.replace(settings, output=output))  # renders all that runs render
-    registry = small.watched_by()
-    detection = setup.detect_model(settings, registry)
-    inputs = setup.read_inputs(settings, detection, registry, side_file=None)
-    loaded = setup.load_base(inputs)
+    detection = _detect(settings, _registry())
+    inputs = _read(settings, detection, _registry(), side_file=None)
+    _warm[settings.model] = Warm(inputs, _load(inputs))
 
-    def read_inputs(given: TrainSettings, *_: Any, **__: Any) -> setup.Inputs:
+
+_detect, _read, _load = setup.detect_model, setup.read_inputs, setup.load_base
+
+
+@functools.cache
+def _registry() -> Registry:
+    return small.watched_by()
+
+
+def _share_from_here() -> None:
+    def read_inputs(given: TrainSettings, *others: Any, **more: Any) -> setup.Inputs:
+        if given.model not in _warm:
+            return _read(given, *others, **more)
+        inputs = _warm[given.model].inputs
         used = dataclasses.replace(given, max_length=inputs.settings.max_length)
         return dataclasses.replace(inputs, given=given, settings=used)
 
-    shared = {
-        "registry_for": functools.partial(_always, registry),
-        "detect_model": functools.partial(_always, detection),
-        "read_inputs": read_inputs,
-        "load_base": functools.partial(_always, loaded),
-    }
-    for name, function in shared.items():
-        setattr(setup, name, function)
+    def detect_model(given: TrainSettings, registry: Registry) -> Detection:
+        warm = _warm.get(given.model)
+        return warm.inputs.detection if warm else _detect(given, registry)
+
+    def load_base(inputs: setup.Inputs) -> LoadedModel:
+        warm = _warm.get(inputs.given.model)
+        return warm.loaded if warm else _load(inputs)
+
+    def registry_for(*_: Any) -> Registry:
+        return _registry()
+
+    for function in (read_inputs, detect_model, load_base, registry_for):
+        setattr(setup, function.__name__, function)
 
 
 def _remembered(asked: Callable[[str, dict[str, Any]], Any]) -> Callable[..., Any]:
@@ -217,10 +249,6 @@ def _remembered(asked: Callable[[str, dict[str, Any]], Any]) -> Callable[..., An
     return ask
 
 
-def _always(value: Any, *_: Any, **__: Any) -> Any:
-    return value
-
-
 class _Saved:
     """An observer that tells the waiting process which step is safe."""
 
@@ -234,8 +262,7 @@ class _Saved:
 
 
 def _train(settings: Path, cells: Cells) -> int:
-    registry: Any = setup.registry_for
-    registry().add(_Saved(cells), PluginRecord("saved", "exams", "1"))
+    _registry().add(_Saved(cells), PluginRecord("saved", "exams", "1"))
     return main.main(["train", "--config", str(settings)])
 
 

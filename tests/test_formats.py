@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from qlora_core import TokenizerPolicy, encode_conversation
 from qlora_core.data.formats import identify_prompt_format
+from qlora_core.data.tokenizer import stop_token_ids
 from qlora_core.registry.detect import installed
 from qlora_core.testing.tokenizers import toy_tokenizer
-from tests.test_templates import tokenizer_for
+from tests.test_templates import CONVERSATIONS, tokenizer_for
 
 # fmt: off
 REAL = {
@@ -100,6 +102,28 @@ def test_83_of_83_real_templates_are_named_as_by_hand(named):
     found = {name.split("/")[1]: form for name, form in named.items()}
     assert len(named) == 83
     assert found == by_hand
+
+
+ENDS = {
+    "chatml": "<|im_end|>", "codellama-70b": "<step>", "deepseek-coder": "<|EOT|>",
+    "gemma": "<end_of_turn>", "gpt-sw3": "<s>", "llama-3": "<|eot_id|>", "openbuddy": "<|end|>",
+    "phi-3": "<|end|>", "phi-4": "<|im_end|>", "phi-4-mini": "<|end|>",
+}  # fmt: skip
+"""What ends a turn, by hand; the tokenizer's EOS token in all other formats."""
+
+
+def test_83_of_83_learn_the_token_that_ends_a_turn_and_stop_at_it_first(shared: Path):
+    path = shared / "prompts" / "expected" / "real_tokenizer_configs.json"
+    configs = json.loads(path.read_text(encoding="utf-8"))["configs"]
+    form = {model: name for name, models in REAL.items() for model in models}
+    for name, config in configs.items():
+        tokenizer, end = tokenizer_of(config), ENDS.get(form[name.split("/")[1]], config["eos"])
+        stops = tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer, TokenizerPolicy()))
+        assert stops[0] == end, name
+        encoded = encode_conversation(tokenizer, CONVERSATIONS["system, two turns"])
+        start, stop = encoded.learned[-1]
+        closing = encoded.text[start:stop].partition("Ans two")[2].strip()
+        assert closing in (end, end + config["eos"]), name
 
 
 MARKS = (

@@ -168,14 +168,27 @@ def test_52_of_53_e2e_cases_render_to_the_byte(shared: Path):
     assert different == ["MadeAgents/Hammer2.1"]  # writes tools as JavaScript, not Python, does
 
 
+def test_the_53rd_e2e_case_differs_in_how_a_tool_is_printed_alone(shared: Path):
+    """``{{ tools }}`` prints a Python value in Python, as transformers does, JSON in JavaScript."""
+    path = shared / "prompts" / "expected" / "huggingface_js_e2e.json"
+    case = json.loads(path.read_text(encoding="utf-8"))["cases"]["MadeAgents/Hammer2.1"]
+    text, tools = _rendered(case), case["data"]["tools"]
+    assert text.count(str(tools)) == 1
+    assert text.replace(str(tools), json.dumps(tools)) == case["target"]
+
+
 def _renders(case: dict[str, Any]) -> bool:
+    return _rendered(case) == case["target"]
+
+
+def _rendered(case: dict[str, Any]) -> str:
     data = dict(case["data"])
     messages, tools = data.pop("messages"), data.pop("tools", None)
     # one template tells "not said" from "no": its default is yes
     unsaid = "add_generation_prompt is not defined" in case["chat_template"]
     generate = data.pop("add_generation_prompt", unsaid)
     template = ChatTemplate(case["chat_template"], {}, data)
-    return template.render(messages, tools, generate=generate) == case["target"]
+    return template.render(messages, tools, generate=generate)
 
 
 def test_every_e2e_conversation_that_answers_has_a_mask(shared: Path):

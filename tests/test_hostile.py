@@ -10,7 +10,14 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("the exams use alarms, pipes and links of Unix", allow_module_level=True)
 
-from exams.soak import bad_data, fuzz_config, hostile_adapters, hostile_folders, injection
+from exams.soak import (
+    bad_data,
+    fuzz_config,
+    hostile_adapters,
+    hostile_folders,
+    injection,
+    plugin_faults,
+)
 from exams.suite import Suite
 
 
@@ -46,3 +53,7 @@ def test_fuzzed_texts_yield_no_control_tokens() -> None:
 
 def test_hostile_adapters_are_refused_in_one_message() -> None:
     assert failures(hostile_adapters.SUITE, 20) == []
+
+
+def test_faulty_plugins_are_named_and_the_others_work() -> None:
+    assert failures(plugin_faults.SUITE, 24) == []

@@ -21,6 +21,7 @@ from exams.soak import (
     long_soak,
     mutation,
     numeric,
+    plugin_faults,
     resume,
     signals,
 )
@@ -50,6 +51,7 @@ SUITES: list[Suite] = [
     injection.BENIGN_SUITE,
     hostile_adapters.SUITE,
     hostile_templates.SUITE,
+    plugin_faults.SUITE,
 ]
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -129,7 +130,7 @@ def _refined(
 ) -> Verdict:
     condition = _first_line(where.__doc__) or "its condition"
     try:
-        holds = where(part)
+        holds = where(copy.deepcopy(part))  # its own, to change as it likes
     except Exception as error:  # a config may hold any value where a plugin expects a number
         reason = f"{claim} but whether {condition} cannot be told: {type(error).__name__}: {error}"
         return Verdict(architecture.name, Fit.NONE, reason)

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from qlora_core.facts.prompt import PromptFormat
 
 PROJECT = "qlora_core"
+API, OLDEST_API = 1, 1
+"""The version of the hooks below, and the oldest that plugins may be written for.
+
+A plugin may state its own as ``QLORA_CORE_API = 1`` beside its hooks. A newer hook or argument
+raises ``API``; ``OLDEST_API`` follows two minor releases later.
+"""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib.util
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -21,6 +24,14 @@ from qlora_core.registry import hooks
 
 OURS = "qlora-core"
 log = logging.getLogger(OURS)
+
+
+SLOW_SECONDS = 2.0
+"""Loading a plugin takes milliseconds; a slow one delays every command."""
+
+
+class OtherApi(ValueError):
+    """The plugin is made for another version of the hooks."""
 
 
 @dataclass
@@ -91,6 +102,7 @@ class Registry:
 
     def add(self, plugin: object, record: PluginRecord) -> None:
         """Register ``plugin`` whole, or not at all."""
+        _require_api(getattr(plugin, "QLORA_CORE_API", hooks.API))
         if self.manager.has_plugin(record.name):
             raise ValueError(f"the plugin name {record.name!r} is taken; rename the entry point")
         try:
@@ -115,14 +127,13 @@ class Registry:
         found = []
         for record, function in self._implementations("qlora_infer_architecture"):
             try:
-                architecture = function(config=config)
+                architecture = function(config=copy.deepcopy(config))  # each its own to change
+                if architecture is not None:
+                    found.append((_typed(architecture, Architecture), record))
             except QloraError:
                 raise
             except Exception as error:
                 self._set_aside(record, error)
-                continue
-            if architecture is not None:
-                found.append((_typed(architecture, Architecture), record))
         return found
 
     def prepare(self, hook: str, subject: Any, architecture: Architecture) -> None:
@@ -154,20 +165,26 @@ class Registry:
                 self._set_aside(record, error)
 
     def _load_entry(self, entry: EntryPoint, blocked: frozenset[str]) -> None:
-        source = entry.dist.name if entry.dist else "unknown"
-        record = PluginRecord(entry.name, source, entry.dist.version if entry.dist else "unknown")
+        version = entry.dist.version if entry.dist else None
+        record = PluginRecord(entry.name, _distribution(entry) or "unknown", version or "unknown")
         if entry.name in blocked:
             record.status, record.detail = "blocked", "switched off by --block"
             record.repair = f"leave out --block {entry.name}"
             self.records.append(record)
             return
+        start = time.monotonic()
         try:
-            self.add(entry.load(), record)
+            with contextlib.redirect_stdout(sys.stderr):  # --json has standard output to itself
+                self.add(entry.load(), record)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # an import may raise anything, SystemExit too
             self.records.append(record)
             _mark_broken(record, error)
+            log.warning("plugin %r (%s %s) is left out: %s\n  -> %s", record.name, record.source,
+                        record.version, record.detail, record.repair)  # fmt: skip
+        if (seconds := time.monotonic() - start) > SLOW_SECONDS:
+            log.warning("plugin %r (%s) took %.1f s to load", record.name, record.source, seconds)
 
     def _collect(self, record: PluginRecord) -> None:
         families = self._ask(record, "qlora_architectures", Architecture, self.architectures)
@@ -210,8 +227,22 @@ class Registry:
 
 def _load_order(entry: EntryPoint) -> tuple[bool, str, str]:
     """Our own plugins first, so that no other distribution can take their names."""
-    distribution = entry.dist.name if entry.dist else ""
+    distribution = _distribution(entry)
     return distribution != OURS, distribution, entry.name
+
+
+def _distribution(entry: EntryPoint) -> str:
+    """Its name; empty where the installed metadata is damaged."""
+    return (entry.dist.name if entry.dist else None) or ""
+
+
+def _require_api(stated: Any) -> None:
+    """Refuse a plugin that was written for hooks that this release does not have."""
+    if stated not in range(hooks.OLDEST_API, hooks.API + 1):
+        raise OtherApi(
+            f"it is written for version {stated!r} of the plugin API, and this qlora-core has "
+            f"{hooks.API} (and takes {hooks.OLDEST_API} and later)"
+        )
 
 
 def _mark_broken(record: PluginRecord, error: BaseException) -> None:
@@ -219,6 +250,8 @@ def _mark_broken(record: PluginRecord, error: BaseException) -> None:
     record.detail = f"{type(error).__name__}: {error}"
     if isinstance(error, ImportError) and error.name:
         record.repair = f"pip install {error.name.partition('.')[0]}"
+    elif isinstance(error, OtherApi):
+        record.repair = f"pip install --upgrade {OURS} {record.source}"
     else:
         record.repair = f"update or remove {record.source}, or --block {record.name}"
 

@@ -61,7 +61,7 @@ class Attention:
 
     scale: float
     cap: float | None = None
-    """Scores are ``cap * tanh(scores / cap)`` (Gemma 2, arXiv:2408.00118)."""
+    """Scores are ``cap * tanh(scores / cap)`` (arXiv:2408.00118)."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, segments: list[Segment]) -> Tensor:
         """The output, shaped like ``q``."""

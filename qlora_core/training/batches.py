@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlora_core.training.packs import packs
+
 Sample = Mapping[str, Any]
 """``input_ids`` and ``labels`` as lists; ``source`` says where it came from."""
 Collate = Callable[[list[Sample]], dict[str, Tensor]]
@@ -33,7 +35,8 @@ class Batches:
     A group is ``batch_size * accumulation * processes`` samples of the epoch's random order,
     the last group of an epoch what is left over. Within a group samples are sorted by length
     before they are cut into micro-batches: less padding, and, the loss being a mean over the
-    group's tokens, the same gradient.
+    group's tokens, the same gradient. Micro-batches that are rows without padding are packed up
+    to ``pack_tokens`` instead.
     """
 
     samples: Sequence[Sample]
@@ -43,6 +46,7 @@ class Batches:
     seed: int
     rank: int = 0
     processes: int = 1
+    pack_tokens: int | None = None
 
     @property
     def group_size(self) -> int:
@@ -80,13 +84,19 @@ class Batches:
         return 1 - real / positions
 
     def _group(self, step: int, indices: list[int]) -> Group:
-        by_length = sorted(indices, key=lambda i: len(self.samples[i]["input_ids"]))
-        cuts = [
-            by_length[at : at + self.batch_size] for at in range(0, len(by_length), self.batch_size)
-        ]
-        mine = cuts[self.rank :: self.processes]
+        mine = self._cuts(indices)[self.rank :: self.processes]
         batches = tuple(self.collate([self.samples[i] for i in cut]) for cut in mine)
         return Group(step, tuple(indices), batches)
+
+    def _cuts(self, indices: list[int]) -> list[list[int]]:
+        lengths = [len(self.samples[i]["input_ids"]) for i in indices]
+        if self.pack_tokens is not None:
+            found = packs(lengths, self.pack_tokens, self.processes)
+            return [[indices[place] for place in pack] for pack in found]
+        places = sorted(range(len(indices)), key=lambda place: lengths[place])
+        by_length = [indices[place] for place in places]
+        size = self.batch_size
+        return [by_length[at : at + size] for at in range(0, len(by_length), size)]
 
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "epoch", epoch))

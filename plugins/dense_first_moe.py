@@ -1,5 +1,7 @@
 """Mixtures of experts of many makers whose first layers are dense."""
 
+from dataclasses import replace
+
 from qlora_core import Architecture, LoraTargets, hookimpl
 
 dense_first_moe = Architecture(
@@ -42,6 +44,20 @@ dense_first_moe = Architecture(
     },
     source="transformers, models/dots1, ernie4_5_moe, exaone_moe, hy_v3, kolibri1, solar_open; "
     "Huo et al. 2025 (arXiv:2506.05767) for dots1",
+)
+flint = replace(
+    dense_first_moe,
+    name="flint",
+    model_types=("flint",),
+    class_names=("FlintForCausalLM",),
+    example={
+        **dense_first_moe.example,
+        "model_type": "flint",
+        "architectures": ["FlintForCausalLM"],
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+    },
+    source="transformers, models/flint/modeling_flint.py",
 )
 hunyuan_moe = Architecture(
     name="hunyuan_moe",
@@ -146,4 +162,4 @@ aria = Architecture(
 @hookimpl
 def qlora_architectures() -> list[Architecture]:
     """Provide Mixtures of experts of many makers whose first layers are dense."""
-    return [dense_first_moe, hunyuan_moe, mimo_v2_flash, mellum, aria]
+    return [dense_first_moe, flint, hunyuan_moe, mimo_v2_flash, mellum, aria]

@@ -84,7 +84,6 @@ llama_like = Architecture(
         "cwm",
         "diffllama",
         "ernie4_5",
-        "flint",
         "helium",
         "hunyuan_v1_dense",
         "hyperclovax",
@@ -110,7 +109,6 @@ llama_like = Architecture(
         "CwmForCausalLM",
         "DiffLlamaForCausalLM",
         "Ernie4_5ForCausalLM",
-        "FlintForCausalLM",
         "HeliumForCausalLM",
         "HunYuanDenseV1ForCausalLM",
         "HyperCLOVAXForCausalLM",
@@ -123,7 +121,7 @@ llama_like = Architecture(
         "num_key_value_heads": 2,
         "head_dim": 16,
     },
-    source="transformers, models/bitnet, cwm, diffllama, ernie4_5, flint, helium, "
+    source="transformers, models/bitnet, cwm, diffllama, ernie4_5, helium, "
     "hunyuan_v1_dense, hyperclovax, llama",
 )
 

@@ -32,6 +32,7 @@ xlnet = Architecture(
     class_names=("XLNetLMHeadModel",),
     targets=LoraTargets(
         mlp=("layer_1", "layer_2"),
+        dequantize_on_access=tuple(f"rel_attn.{name}" for name in "qkvor"),
     ),
     layout=Layout(
         layers="transformer.layer",

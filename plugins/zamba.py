@@ -11,9 +11,7 @@ zamba = Architecture(
         attention=("q_proj", "k_proj", "v_proj", "o_proj"),
         mlp=("gate_proj", "up_proj", "down_proj", "linear"),
         recurrent=("in_proj", "out_proj"),
-        keep_unquantized={
-            "shared_transf": "tied weights, which transformers leaves in 16 bits",
-        },
+        dequantize_on_access=("x_proj_weight", "dt_proj_weight"),
     ),
     layout=Layout(
         final_norm="model.final_layernorm",
@@ -46,7 +44,6 @@ zamba2 = Architecture(
         },
         keep_unquantized={
             "out_proj": "its weight is used directly, which fails on packed 4-bit values",
-            "shared_transformer": "tied weights, which transformers leaves in 16 bits",
         },
         dequantize_on_access=("out_proj",),
     ),

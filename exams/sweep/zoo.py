@@ -38,13 +38,14 @@ VARIANTS: dict[str, Config] = {
     "zamba2@two_blocks": {"num_mem_blocks": 2},
 }
 """Variants inside one type, made from the type's small config."""
-REPEATABLE: dict[str, Config] = {
+CHANGED: dict[str, Config] = {
+    "flint": {"mlp_only_layers": [0]},
     "reformer": {
         "hash_seed": 0, "hidden_dropout_prob": 0.0, "lsh_attention_probs_dropout_prob": 0.0,
         "local_attention_probs_dropout_prob": 0.0,
     },
 }  # fmt: skip
-"""What makes a type compute the same twice: it draws its own seeds."""
+"""What the small configs lack: Flint's experts; Reformer's repeatability (it draws its seeds)."""
 _DATA = Path(os.environ.get("QLORA_TEST_DATA", Path(__file__).resolve().parents[3] / "shared"))
 _FILE = Path("architectures") / "tiny_configs.json"
 
@@ -59,7 +60,7 @@ def every_config() -> dict[str, Config]:
     read = json.loads(found.read_text(encoding="utf-8")) if found else {}
     named = {key: {**values, "model_type": _type(key)} for key, values in read.items()}
     named = named or dict(_examples())
-    for key, changes in (*VARIANTS.items(), *REPEATABLE.items()):
+    for key, changes in (*VARIANTS.items(), *CHANGED.items()):
         if _type(key) in named:
             named[key] = {**named[_type(key)], **changes}
     return {key: c for key, c in named.items() if c["model_type"] in CONFIG_MAPPING}

@@ -40,8 +40,8 @@ class LoraTargets:
     keep_unquantized: Mapping[str, str] = field(default_factory=dict)
     """Modules that must not become quantized modules -> why. The head never is."""
     dequantize_on_access: tuple[str, ...] = ()
-    """Linear layers of ``keep_unquantized`` whose weight is 4-bit all the same: dequantized
-    whenever code reads it, instead of by the layer's own forward."""
+    """Layers of ``keep_unquantized`` whose weight is 4-bit all the same, and parameters that
+    belong to no linear layer: dequantized whenever code reads them."""
 
     def by_role(self) -> dict[str, tuple[str, ...]]:
         """The adaptable names of each role that has any."""

@@ -14,7 +14,7 @@ from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import ROLES, Architecture
 from qlora_core.models.names import hits
 from qlora_core.models.parts import ExpertStack, LinearLayer, Structure, below
-from qlora_core.models.quantization import MISSED, STACKS, count_quantized
+from qlora_core.models.quantization import MISSED, ON_ACCESS, STACKS, count_quantized
 from qlora_core.models.roles import ADAPTABLE, NEVER
 from qlora_core.models.skeleton import build_skeleton, register_classes, too_old_for
 from qlora_core.models.structure import analyse
@@ -87,7 +87,7 @@ def adapted_stacks(structure: Structure, targets: ResolvedTargets) -> list[Exper
 
 def unquantized_bytes(skeleton: nn.Module, architecture: Architecture) -> int:
     """Bytes of the weights that the loader leaves in 16 bits: embeddings, head, norms, ..."""
-    packed = {MISSED, STACKS} if architecture.targets.experts else {MISSED}
+    packed = {MISSED, ON_ACCESS, *([STACKS] if architecture.targets.experts else [])}
     shares = count_quantized(skeleton, architecture).unquantized
     kept = sum(share.weights for reason, share in shares.items() if reason not in packed)
     return BYTES_UNQUANTIZED * kept

@@ -28,7 +28,7 @@ from qlora_core.models.checkpoint import (
 from qlora_core.models.devices import choose_compute_dtype, choose_device
 from qlora_core.models.quantization import QuantizationReport, count_quantized, family_skips
 from qlora_core.models.quantizer import QloraConfig, prepare_for_training
-from qlora_core.models.skeleton import completed, register_classes
+from qlora_core.models.skeleton import completed, own_part, register_classes
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.manager import Registry
@@ -228,8 +228,13 @@ def _settings(
     architecture: Architecture, config: Any, quantize: str | None, dtype: torch.dtype, double: bool
 ) -> Any:
     stated = getattr(config, "quantization_config", None)
+    read = architecture.targets.dequantize_on_access
+    parameters = {
+        "expert_parameters": list(architecture.targets.experts),
+        "read_parameters": [*read, *(f"{layer}.weight" for layer in read)],
+    }
     if stated is not None:
-        return QloraConfig.from_folder(stated, dtype, list(architecture.targets.experts))
+        return QloraConfig.from_folder(stated, dtype, **parameters)
     if quantize is None:
         return None
     return QloraConfig(
@@ -237,13 +242,15 @@ def _settings(
         bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=family_skips(architecture),
-        expert_parameters=list(architecture.targets.experts),
+        **parameters,
     )
 
 
 def _auto_class(config: Any) -> Any:
     """The causal language model class of this config, else the one that also reads images."""
     known = type(config) in AutoModelForCausalLM._model_mapping
+    if known and own_part(config) is not config:
+        return AutoModelForCausalLM._model_mapping[type(config)]
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     return AutoModelForCausalLM if known or remote else AutoModelForImageTextToText
 
@@ -268,7 +275,7 @@ def _read_weights(folder: Path, name: str, *, config: Any, **settings: Any) -> A
     with _clear_loading_errors(name), quiet_loading(), reading_not_mapping():
         return _auto_class(config).from_pretrained(
             folder,
-            config=config,
+            config=own_part(config),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

@@ -218,8 +218,10 @@ class _Job:
 
     def _probes(self, loaded: LoadedModel) -> list[list[int]]:
         tokenizer = tokenizer_for(loaded, self.trained, self.how)
-        vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
-        return probe_ids(tokenizer, vocabulary, self.texts)
+        table = getattr(loaded.model.get_input_embeddings(), "weight", None)
+        if table is None:  # one table per codebook of a sound
+            table = loaded.model.get_output_embeddings()[0].weight
+        return probe_ids(tokenizer, table.shape[0], self.texts)
 
 
 def _report(

@@ -103,7 +103,6 @@ def changes(wrapped: peft.PeftModel, *, dequantized: bool) -> dict[str, Change]:
 def _quantized(module: nn.Module) -> Iterator[str]:
     if isinstance(module, Linear4bit):
         yield "weight"
-    yield from getattr(module, "parametrizations", {})
     yield from (name for name, part in module.named_children() if isinstance(part, ExpertStack))
     yield from getattr(module, "parametrizations", {})
 
@@ -136,6 +135,13 @@ def _refuse_unmergeable(wrapped: peft.PeftModel) -> None:
     }
     model = wrapped.get_base_model()
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    weights = [_innermost(layer).weight for layer in layers if not hasattr(layer, "parameter_name")]
+    if len({id(weight) for weight in weights}) < len(weights):
+        raise BadInput(
+            "the model uses one weight in several places, and each has an adapter of its own: "
+            "they cannot be merged into the shared weight",
+            "serve it unmerged",
+        )
     if any(layer.lora_embedding_A for layer in layers):
         extras["LoRA on embeddings"] = True
     for name, used in extras.items():

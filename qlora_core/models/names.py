@@ -12,6 +12,12 @@ def tails(path: str) -> Iterator[str]:
         yield ".".join(parts[start:])
 
 
+def heads(path: str) -> list[str]:
+    """``path`` and the modules around it, outermost first: ``a``, ``a.b``, ``a.b.c``."""
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
 def matches(path: str, suffix: str) -> bool:
     """Whether PEFT takes ``suffix`` in a list to mean the module at ``path``."""
     return path == suffix or path.endswith(f".{suffix}")

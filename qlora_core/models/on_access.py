@@ -1,8 +1,9 @@
-"""A linear layer whose weight is 4-bit, and is dequantized whenever code reads it.
+"""A weight that is 4-bit, and is dequantized whenever code reads it.
 
-For layers whose weight is handed to a kernel, or to whose weight's dtype an input is cast: as
-4-bit modules of bitsandbytes they fail or corrupt. The dequantized weight lives as long as the
-code that reads it holds it; in training, until the backward pass of that layer.
+For weights that belong to no layer, and for layers whose weight is handed to a kernel, or to
+whose weight's dtype an input is cast: as 4-bit modules of bitsandbytes those fail or corrupt.
+The dequantized weight lives as long as the code that reads it holds it; in training, until the
+backward pass of that operation.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class Dequantized(nn.Module):
         return weight
 
 
-def dequantize_on_access(layer: nn.Module, packed: nn.Parameter, state: QuantState) -> None:
-    """Let ``layer.weight`` be what ``packed`` stands for."""
-    layer.weight = packed
-    register_parametrization(layer, "weight", Dequantized(state), unsafe=True)
+def dequantize_on_access(
+    module: nn.Module, name: str, packed: nn.Parameter, state: QuantState
+) -> None:
+    """Let the parameter ``name`` of ``module`` be what ``packed`` stands for."""
+    setattr(module, name, packed)
+    register_parametrization(module, name, Dequantized(state), unsafe=True)
 
 
 def state_of(module: nn.Module) -> Any:

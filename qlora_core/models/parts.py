@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qlora_core.facts.architecture import Layout, LoraTargets
-from qlora_core.models.names import hits, shortest_suffixes, tails
+from qlora_core.models.names import heads, hits, shortest_suffixes, tails
 from qlora_core.models.roles import ADAPTABLE, NEVER
 
 
@@ -137,11 +137,11 @@ class Structure:
 
     def _idle_blocks(self) -> tuple[str, ...]:
         """The largest modules of decoder layers whose linear layers all are cross-attention."""
-        busy = {tail for x in self.adaptable() for tail in _heads(x.path)}
+        busy = {tail for x in self.adaptable() for tail in heads(x.path)}
         found: dict[str, None] = {}
         for linear in self.linears:
             if linear.role == "cross":
-                inner = (path for path in _heads(linear.path) if path not in busy)
+                inner = (path for path in heads(linear.path) if path not in busy)
                 found[next(inner, linear.path)] = None
         return tuple(found)
 
@@ -170,12 +170,6 @@ class Structure:
 def below(path: str, names: tuple[str, ...]) -> bool:
     """Whether ``path`` is, or lies below, a module of one of ``names`` (``exclude_modules``)."""
     return any(f".{name}." in f".{path}." for name in names)
-
-
-def _heads(path: str) -> list[str]:
-    """``path`` and the modules around it, outermost first: ``a``, ``a.b``, ``a.b.c``."""
-    parts = path.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def within(path: str, layer: str | None) -> str:

@@ -10,6 +10,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from qlora_core.kernels.experts import ExpertStack
+from qlora_core.models.on_access import Dequantized
 
 TEXTS = (
     "The river rises in the hills to the north, runs past the old mill and the market town, and "
@@ -62,7 +63,7 @@ def compute_in_float32(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = torch.float32
-        elif isinstance(module, ExpertStack):
+        elif isinstance(module, ExpertStack | Dequantized):
             module.state.dtype = torch.float32
 
 

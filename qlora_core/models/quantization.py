@@ -19,6 +19,8 @@ from qlora_core.errors import CheckFailed
 from qlora_core.facts.architecture import Architecture
 from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.devices import choose_compute_dtype, choose_device
+from qlora_core.models.names import heads, hits
+from qlora_core.models.on_access import state_of
 from qlora_core.registry.detection import Detection
 
 
@@ -145,10 +147,36 @@ def library_skips(model: nn.Module) -> list[str]:
     A class may name a parameter (``classifier.weight``), which transformers compares with
     module names in vain; here the module is meant.
     """
-    names = set(get_keys_to_not_convert(model))
-    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
-        names |= set(getattr(model, attribute, None) or ())
-    return sorted(name.removesuffix(".weight") for name in names)
+    names = {name.removesuffix(".weight") for name in get_keys_to_not_convert(model)}
+    return sorted((names - _shared_layers(model)) | float32_names(model))
+
+
+def _shared_layers(model: nn.Module) -> set[str]:
+    """Linear layers that share a weight with other linear layers, and with no embedding."""
+    layers = {p for p, part in model.named_modules()
+              if convertible(part) and part is not output_head(model)}  # fmt: skip
+    found = set()
+    for pair in model.all_tied_weights_keys.items():  # type: ignore[union-attr, operator]
+        names = {name.removesuffix(".weight") for name in pair}
+        found |= names if names <= layers else set()
+    return found
+
+
+def float32_names(model: nn.Module) -> set[str]:
+    """Names of the modules that the class of ``model`` wants in float32."""
+    lists = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    names = {name for attribute in lists for name in getattr(model, attribute, None) or ()}
+    return {name.removesuffix(".weight") for name in names}
+
+
+def kept_paths(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """Paths of the modules that ``names`` mean: from the root where the model has such a module,
+    and else as whole components anywhere.
+    """
+    paths = {path for path, _ in model.named_modules() if path}
+    rooted = paths.intersection(names)
+    loose = [name for name in names if name not in rooted]
+    return {p for p in paths if is_within(p, loose) or not rooted.isdisjoint(heads(p))}
 
 
 def is_within(path: str, names: Iterable[str]) -> bool:
@@ -162,7 +190,7 @@ def convertible(module: nn.Module) -> bool:
     True for ``nn.Linear``, ``Conv1D`` (a linear layer with a transposed weight) and those
     subclasses of ``nn.Linear`` whose forward gives what ``F.linear`` gives.
     """
-    if isinstance(module, Linear4bit):
+    if isinstance(module, Linear4bit) or hasattr(module, "parametrizations"):
         return False
     if isinstance(module, Conv1D):
         return True
@@ -219,12 +247,15 @@ def quant_state(module: nn.Module, name: str) -> Any:
     """
     if isinstance(module, Linear4bit) and name == "weight":
         return module.weight.quant_state
+    if name == "original":
+        return state_of(module)
     if isinstance(module, ExpertStack) and name == "packed":
         return module.state
     return None
 
 
 MISSED = "linear layers left out"
+ON_ACCESS = "dequantized on access"
 STACKS = "expert stacks"
 
 
@@ -240,10 +271,12 @@ class _Reasons:
     def __init__(self, model: nn.Module, architecture: Architecture | None) -> None:
         self.head = output_head(model)
         self.kept = dict(architecture.targets.keep_unquantized) if architecture else {}
+        self.read = architecture.targets.dequantize_on_access if architecture else ()
         self.experts = architecture.targets.experts if architecture else ()
         settings = getattr(getattr(model, "config", None), "quantization_config", None)
-        self.checkpoint = getattr(settings, "llm_int8_skip_modules", None) or []
-        self.library = library_skips(model) if hasattr(model, "all_tied_weights_keys") else []
+        self.checkpoint = kept_paths(model, getattr(settings, "llm_int8_skip_modules", None) or [])
+        tied = hasattr(model, "all_tied_weights_keys")
+        self.library = kept_paths(model, library_skips(model)) if tied else set()
 
     def of(self, path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> str:
         if "lora_" in path:
@@ -254,11 +287,13 @@ class _Reasons:
             return "embeddings"
         if parameter.ndim < 2:
             return "norms and biases"
+        if hits([path, f"{path}.{name}"], self.read) and path not in self.library:
+            return ON_ACCESS
         if is_within(path, self.kept):
             return "kept by the family"
-        if is_within(path, self.library):
+        if path in self.library:
             return "kept by transformers (tied or float32)"
-        if is_within(path, self.checkpoint):
+        if path in self.checkpoint:
             return "kept by the checkpoint"
         if isinstance(module, _ConvNd):
             return "convolutions"

@@ -26,31 +26,46 @@ from transformers.utils.quantization_config import QuantizationMethod
 from qlora_core.errors import BadInput
 from qlora_core.kernels import nf4
 from qlora_core.kernels.experts import ExpertStack
-from qlora_core.models.quantization import convertible, is_within, library_skips
+from qlora_core.models.names import hits
+from qlora_core.models.on_access import dequantize_on_access
+from qlora_core.models.quantization import (
+    convertible,
+    float32_names,
+    is_within,
+    kept_paths,
+    library_skips,
+)  # fmt: skip
 
 METHOD = "qlora_core_4bit"
 
 
 @register_quantization_config(METHOD)
 class QloraConfig(BitsAndBytesConfig):  # type: ignore[misc]  # transformers ships no types
-    """bitsandbytes' 4-bit settings, and the names of expert parameters to quantize as well."""
+    """bitsandbytes' 4-bit settings, and the names of further parameters to quantize.
 
-    def __init__(self, expert_parameters: list[str] | None = None, **settings: Any) -> None:
+    ``expert_parameters`` become stacks, ``read_parameters`` are dequantized on access.
+    """
+
+    def __init__(
+        self,
+        expert_parameters: list[str] | None = None,
+        read_parameters: list[str] | None = None,
+        **settings: Any,
+    ) -> None:
         for key in ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"):
             settings.pop(key, None)
         settings.pop("quant_method", None)
         super().__init__(load_in_4bit=True, **settings)
         self.expert_parameters = expert_parameters or []
+        self.read_parameters = read_parameters or []
         self.quant_method = METHOD
 
     @classmethod
     def from_folder(
-        cls, settings: Mapping[str, Any], dtype: torch.dtype, expert_parameters: list[str]
+        cls, settings: Mapping[str, Any], dtype: torch.dtype, **parameters: list[str]
     ) -> QloraConfig:
         """The settings that a 4-bit folder's ``config.json`` states, computing in ``dtype``."""
-        return cls(
-            **{**settings, "bnb_4bit_compute_dtype": dtype, "expert_parameters": expert_parameters}
-        )
+        return cls(**{**settings, "bnb_4bit_compute_dtype": dtype, **parameters})
 
     def to_folder_dict(self) -> dict[str, Any]:
         """As a folder's config would state it, so that this quantizer is chosen for it.
@@ -66,6 +81,7 @@ class QloraConfig(BitsAndBytesConfig):  # type: ignore[misc]  # transformers shi
         """The settings as bitsandbytes alone knows them."""
         settings = self.to_dict()
         settings.pop("expert_parameters")
+        settings.pop("read_parameters")
         settings["quant_method"] = QuantizationMethod.BITS_AND_BYTES
         return BitsAndBytesConfig.from_dict(settings)
 
@@ -83,16 +99,17 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
         names = list(settings.llm_int8_skip_modules or ())
         if not (self.pre_quantized and names):
             names += library_skips(model)
-        kept = [path for path, _ in model.named_modules() if path and is_within(path, names)]
-        _make_plain(model, set(kept))
+        kept = kept_paths(model, names)
+        _make_plain(model, kept)
         replace_with_bnb_linear(
             model,
             # exact: transformers takes names as prefixes and suffixes, by rules that changed
-            modules_to_not_convert=[f"{re.escape(path)}$" for path in kept],
+            modules_to_not_convert=[f"{re.escape(path)}$" for path in sorted(kept)],
             quantization_config=settings,
             pre_quantized=self.pre_quantized,
         )
         settings.llm_int8_skip_modules = list(dict.fromkeys(names))
+        self.float32 = float32_names(model)
         self.shapes = {path: weight.shape for path, weight in model.named_parameters()}
         model.quantization_method = QuantizationMethod.BITS_AND_BYTES
 
@@ -105,14 +122,16 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
         return _Quantize(self)
 
     def _is_expert(self, parameter: str) -> bool:
-        names = self.quantization_config.expert_parameters
-        return any(f".{parameter}".endswith(f".{name}") for name in names)
+        settings = self.quantization_config
+        names = (*settings.expert_parameters, *settings.read_parameters)
+        return bool(hits([parameter], names)) and not is_within(parameter, self.float32)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         _require_shapes(model, self.shapes)
         stacks = [(p, w) for p, w in model.named_parameters() if hasattr(w, "expert_state")]
         for path, parameter in stacks:
-            _stack(model, path, parameter)
+            is_read = hits([path], self.quantization_config.read_parameters)
+            (_let_read if is_read else _stack)(model, path, parameter)
         model.config.quantization_config = self.quantization_config.plain()
         kind = _Unsaved if stacks else Bnb4BitHfQuantizer
         model.hf_quantizer = kind(
@@ -221,6 +240,14 @@ def _stack(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
     owner.add_module(name, ExpertStack(parameter.data, state))
     if hasattr(owner, "config"):
         owner.config._experts_implementation = "eager"
+
+
+def _let_read(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    """Dequantize a packed parameter whenever code reads it."""
+    owner, _, name = path.rpartition(".")
+    state = parameter.expert_state  # type: ignore[attr-defined]  # set by _pack
+    packed = nn.Parameter(parameter.data, requires_grad=False)
+    dequantize_on_access(model.get_submodule(owner), name, packed, state)
 
 
 def prepare_for_training(model: nn.Module) -> None:

@@ -22,7 +22,7 @@ from qlora_core.models.adapters import attach, enable_checkpointing
 from qlora_core.models.loader import load_model
 from qlora_core.training.losses import Loss, summed_loss
 from qlora_core.training.precision import Precision
-from qlora_core.training.roads import choose_loss, packed_loss
+from qlora_core.training.roads import choose_road, packed_loss
 from qlora_core.training.runs import Run, new_record
 
 HEADS = {**SHAPE, "head_dim": 16}
@@ -221,7 +221,7 @@ def test_a_layer_of_another_shape_computes_by_its_own_code_and_says_so(
     config = AutoConfig.for_model(name, **{**SHAPE, **values})
     model = adapted(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     run = Run(tmp_path, new_record())
-    loss = choose_loss(run, model, Precision(torch.device("cpu")), plain=False)
+    loss = choose_road(run, model, Precision(torch.device("cpu")), plain=False).loss
     assert run.record["fast_path"]["layers"] == "own"
     notice = run.record["notices"][-1]
     assert notice["code"] == "own-layers"

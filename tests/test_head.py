@@ -16,7 +16,7 @@ from qlora_core.kernels.head import Head, tiles
 from qlora_core.kernels.head_probe import LabelHead, Unfit, find_head
 from qlora_core.training.losses import label_only_loss, summed_loss
 from qlora_core.training.precision import Precision
-from qlora_core.training.roads import choose_loss
+from qlora_core.training.roads import choose_road
 from qlora_core.training.runs import Run, new_record
 
 SHAPE = {
@@ -266,10 +266,12 @@ def test_looking_for_the_head_leaves_the_model_as_it_was() -> None:
 def test_a_run_says_why_it_does_not_take_the_fast_head(tmp_path: Path) -> None:
     model = build("llama")
     run = Run(tmp_path, new_record())
-    assert choose_loss(run, model, Precision(torch.device("cpu")), plain=False) is not summed_loss
+    assert (
+        choose_road(run, model, Precision(torch.device("cpu")), plain=False).loss is not summed_loss
+    )
     assert not run.record["notices"]
     model.get_output_embeddings().weight.requires_grad_(True)
-    assert choose_loss(run, model, Precision(torch.device("cpu")), plain=False) is summed_loss
+    assert choose_road(run, model, Precision(torch.device("cpu")), plain=False).loss is summed_loss
     (notice,) = run.record["notices"]
     assert notice["code"] == "plain-head"
     assert "its output head is trained" in notice["message"]

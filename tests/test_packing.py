@@ -16,7 +16,7 @@ from qlora_core.kernels import packing
 from qlora_core.kernels.head_probe import Unfit, find_head
 from qlora_core.training.losses import summed_loss
 from qlora_core.training.precision import Precision
-from qlora_core.training.roads import choose_loss, packed_loss
+from qlora_core.training.roads import choose_road, packed_loss
 from qlora_core.training.runs import Run, new_record
 
 ISOLATING = [name for name in FAMILIES if name != "falcon"]
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_keep_samples_apart_is_padded_and_says_so(
     model = adapted(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     before = model.config._attn_implementation
     run = Run(tmp_path, new_record())
-    loss = choose_loss(run, model, Precision(torch.device("cpu")), plain=False)
+    loss = choose_road(run, model, Precision(torch.device("cpu")), plain=False).loss
     assert run.record["fast_path"]["batches"] == "padded"
     assert [n["code"] for n in run.record["notices"]][-1] in ("padded-batches", "plain-head")
     assert model.config._attn_implementation == before

@@ -310,9 +310,23 @@ def test_the_plain_road_trains_the_same_and_is_recorded(
 ) -> None:
     fast = trained(settings)
     plain = trained(settings, plain=True, output=str(tmp_path / "plain"))
-    assert fast.record["fast_path"] == {"head": "label-only", "batches": "packed"}
-    assert plain.record["fast_path"] == {"head": "plain", "batches": "padded"}
+    road = fast.record["fast_path"]
+    assert road["memory"]["layers_that"] == {"keep everything": 2}
+    assert (road["head"], road["batches"], road["layers"]) == (
+        "label-only", "packed", "2 of 2 by hand",
+    )  # fmt: skip
+    assert plain.record["fast_path"] == {"head": "plain", "batches": "padded", "layers": "own"}
     assert fast.record["loss"]["last"] == pytest.approx(plain.record["loss"]["last"], rel=1e-2)
+
+
+def test_a_small_memory_budget_changes_what_layers_keep_and_not_the_result(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    free = trained(settings)
+    tight = trained(settings, memory_budget=1e-3, output=str(tmp_path / "tight"))
+    assert tight.record["fast_path"]["memory"]["layers_that"] == {"are computed again": 2}
+    assert tight.record["settings"]["gradient_checkpointing"] == "on"
+    assert tight.record["loss"] == free.record["loss"]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:

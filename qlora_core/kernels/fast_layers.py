@@ -37,6 +37,32 @@ class FastLayers:
     """By path in the decoder, first to last."""
     refused: dict[str, str] = field(default_factory=dict)
     """Path -> why this layer goes through its own code."""
+    value_bytes: int = 2
+    """Of one activation."""
+
+    def keep_within(self, room: float, tokens: int) -> dict[Keep, int]:
+        """Let layers keep as much as fits into ``room`` bytes at ``tokens`` a row; how many what.
+
+        The last first. Where ``room`` does not even hold their inputs, that is all they keep.
+        """
+        unit = tokens * self.value_bytes
+        left = room - self._bytes_at(Keep.INPUT, unit)
+        counts = dict.fromkeys(reversed(Keep), 0)
+        for layer in reversed(self.layers.values()):
+            least = layer.kept_per_token(Keep.INPUT)
+            prices = {keep: unit * (layer.kept_per_token(keep) - least) for keep in counts}
+            layer.keep = next((keep for keep in counts if prices[keep] <= left), Keep.INPUT)
+            left -= prices[layer.keep]
+            counts[layer.keep] += 1
+        return counts
+
+    def kept_bytes(self, tokens: int) -> int:
+        """What all layers together keep of a row of ``tokens``."""
+        values = sum(layer.kept_per_token(layer.keep) for layer in self.layers.values())
+        return tokens * self.value_bytes * values
+
+    def _bytes_at(self, keep: Keep, unit: int) -> int:
+        return unit * sum(layer.kept_per_token(keep) for layer in self.layers.values())
 
 
 def install(base: Any, parts: LabelHead, autocast: Autocast) -> FastLayers:
@@ -45,9 +71,9 @@ def install(base: Any, parts: LabelHead, autocast: Autocast) -> FastLayers:
     ``base`` must compute packed rows already (``packing.prepare``).
     """
     modules = _decoder_layers(parts.decoder)
-    found = FastLayers()
     with evaluating(base), torch.no_grad(), autocast():
         given = _given(parts, base, modules)
+    found = FastLayers(value_bytes=next(iter(given.values()))["position_embeddings"][0].itemsize)
     weights, proven = resident(Workspace()), dict[Any, str]()
     for path, module in modules.items():
         reason = _reason(module, given[path], proven)

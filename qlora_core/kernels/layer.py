@@ -108,6 +108,17 @@ class Layer:
         """All adapters' matrices, group by group."""
         return [p for group in self.groups.values() for p in group.parameters]
 
+    def kept_per_token(self, keep: Keep) -> int:
+        """Values that a forward pass leaves behind for each token when it keeps ``keep``."""
+        hidden = self.qkv.inputs
+        both = (self.after_attention is not None) + 1
+        kept = hidden
+        if keep >= Keep.MOST:
+            kept += sum(self.qkv.outputs) + self.o.inputs + both * hidden
+        if keep == Keep.ALL:
+            kept += sum(self.gate_up.outputs) + (both - 1) * hidden
+        return kept + sum(rank for group in self.groups.values() for rank in group.ranks)
+
     def __call__(self, x: Tensor, row: Row) -> Tensor:
         """(tokens, hidden) -> (wanted tokens, hidden), with its place in the graph."""
         made: Tensor = _LayerFunction.apply(x, self, row, *self.parameters)  # type: ignore[no-untyped-call]

@@ -183,6 +183,15 @@ def _gpus_of_the_driver() -> int:
     return count.value
 
 
+def free_memory_of(device: torch.device) -> int:
+    """Bytes of the device's memory that nothing uses at this moment."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def memory_of(device: torch.device) -> int:
     """Bytes of memory that the device has in all."""
     if device.type == "cuda":

@@ -2,50 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from qlora_core.kernels import fast_layers, packing
+from qlora_core.kernels.fast_layers import FastLayers
 from qlora_core.kernels.head_probe import LabelHead, Unfit, find_head
 from qlora_core.training.losses import IGNORED, Batch, Loss, label_only_loss, summed_loss
 from qlora_core.training.precision import Precision
 from qlora_core.training.runs import Run
 
 
-def choose_loss(run: Run, model: Any, precision: Precision, *, plain: bool) -> Loss:
-    """The label-only head over packed samples, as far as each equals the model's own forward.
+@dataclass(frozen=True)
+class Road:
+    """How a run computes its losses."""
+
+    loss: Loss
+    packed: bool = False
+    """Whether the samples of a micro-batch lie in one row without padding."""
+    fast: FastLayers | None = None
+    """The layers that compute by hand."""
+
+    def summary(self, record: Mapping[str, Any]) -> str:
+        """One line for people, from what was recorded."""
+        words = f"{record['head']} head, {record['batches']} samples, layers: {record['layers']}"
+        if "memory" in record:
+            kept = record["memory"]["layers_that"].items()
+            words += " (" + ", ".join(f"{count} {what}" for what, count in kept) + ")"
+        return words
+
+
+def choose_road(run: Run, model: Any, precision: Precision, *, plain: bool) -> Road:
+    """Label-only head, packed samples, layers by hand, as far as each equals the model's own.
 
     Measured now and recorded in ``run.record["fast_path"]``; where the model does not allow a
-    part, a notice says why. ``plain`` asks for the model's own forward. Samples are packed on
-    CPUs only.
+    part, a notice says why. ``plain`` asks for the model's own forward. Samples are packed, and
+    layers computed by hand, on CPUs only.
     """
     taken = run.record["fast_path"] = {"head": "plain", "batches": "padded", "layers": "own"}
     if plain:
-        return summed_loss
+        return Road(summed_loss)
     try:
         parts = find_head(model, precision.autocast)
     except Unfit as reason:
         _note(run, "plain-head", "logits are computed by the model's own forward", reason)
-        return summed_loss
+        return Road(summed_loss)
     taken["head"] = "label-only"
     if precision.device.type != "cpu":
-        return label_only_loss(parts)
+        return Road(label_only_loss(parts))
+    base = model.get_base_model()
     try:
-        packing.prepare(model.get_base_model(), parts, precision.autocast)
+        packing.prepare(base, parts, precision.autocast)
     except Unfit as reason:
         _note(run, "padded-batches", "samples are padded, not packed", reason)
-        return label_only_loss(parts)
+        return Road(label_only_loss(parts))
     taken["batches"] = "packed"
     try:
-        fast = fast_layers.install(model.get_base_model(), parts, precision.autocast)
+        fast = fast_layers.install(base, parts, precision.autocast)
     except Unfit as reason:
         _note(run, "own-layers", "layers compute by their own code", reason)
-        return packed_loss(parts)
-    taken["layers"] = f"{len(fast.layers)} by hand"
+        return Road(packed_loss(parts), packed=True)
+    taken["layers"] = f"{len(fast.layers)} of {len(fast.layers) + len(fast.refused)} by hand"
     for path, why in fast.refused.items():
         _note(run, "own-layers", f"{path} computes by its own code", Unfit(why))
-    return packed_loss(parts)
+    return Road(packed_loss(parts), packed=True, fast=fast)
 
 
 def packed_loss(parts: LabelHead) -> Loss:

@@ -114,6 +114,10 @@ class TrainSettings:
         "auto", 4, "recompute activations in the backward pass; auto: where memory asks for it",
         choices=("auto", "on", "off"),
     )  # fmt: skip
+    memory_budget: float | None = _setting(
+        None, 4, "gigabytes that training may take in all, activations are fitted to it; "
+        "default: 90 % of what is free", above=0.0,
+    )  # fmt: skip
     plain: bool = _setting(
         False, 4, "compute by PEFT and transformers alone, without the fast path"
     )

@@ -27,6 +27,7 @@ from qlora_core.models.memory import MemoryPlan, plan_memory
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.manager import Registry
+from qlora_core.training.activations import memory_limit
 from qlora_core.training.batches import Batches, seed_of
 from qlora_core.training.loop import Gradients, Loop, accumulate
 from qlora_core.training.optimizers import (
@@ -35,13 +36,12 @@ from qlora_core.training.optimizers import (
     default_learning_rate,
     optimizer_name,
 )
+from qlora_core.training.packs import pack_budget
 from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 from qlora_core.training.schema import EPOCHS, TrainSettings
 
 MAX_LENGTH = 2048
-FITS = 0.9
-"""The share of the device's memory that a plan may use before activations are recomputed."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -67,6 +67,12 @@ class Inputs:
         """From samples to a padded micro-batch."""
         most = self.settings.max_length
         return collator(self.tokenizer, multiple_of=padding_of(self.device), most=most)
+
+    @property
+    def pack_tokens(self) -> int:
+        """Tokens of a micro-batch where samples are packed."""
+        longest = max(len(sample["input_ids"]) for sample in self.data.train)
+        return pack_budget(longest, self.settings.batch_size)
 
     def batches(self, processes: Processes) -> Batches:
         """The training samples as groups for this process."""
@@ -304,6 +310,6 @@ def _plan(
         recompute = settings.gradient_checkpointing == "on"
         return plan(recompute=recompute), recompute
     saved = plan(recompute=False)
-    if saved.total <= FITS * memory_of(device):
+    if saved.total <= memory_limit(settings, device):
         return saved, False
     return plan(recompute=True), True

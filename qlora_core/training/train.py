@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from qlora_core.models.memory import (
 from qlora_core.models.trained import base_hash
 from qlora_core.registry.manager import Registry
 from qlora_core.training import checkpoints, files, setup
+from qlora_core.training.activations import settle
 from qlora_core.training.identity import free_changes, identity, plain, require_same, versions
 from qlora_core.training.loop import accumulate
 from qlora_core.training.optimizers import optimizer_name
@@ -32,7 +34,7 @@ from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 from qlora_core.training.progress import Progress, Silent, default_progress
 from qlora_core.training.result import samples_for, save_result
-from qlora_core.training.roads import choose_loss
+from qlora_core.training.roads import choose_road
 from qlora_core.training.runs import Run, claimed, new_record
 from qlora_core.training.samples import Samples
 from qlora_core.training.schema import TrainSettings
@@ -182,8 +184,13 @@ def _session(
     total = setup.total_steps(settings, batches)
     rate = setup.learning_rate(settings, loaded.quantization.total.weights)
     precision = Precision(inputs.device, inputs.compute_dtype)
-    loss = choose_loss(run, model, precision, plain=settings.plain)
-    gradients = partial(accumulate, loss=loss)
+    road = choose_road(run, model, precision, plain=settings.plain)
+    if road.packed:
+        batches = dataclasses.replace(batches, pack_tokens=inputs.pack_tokens)
+    if road.fast:
+        run.record["fast_path"]["memory"] = settle(road.fast, inputs)
+    progress.say(road.summary(run.record["fast_path"]))
+    gradients = partial(accumulate, loss=road.loss)
     loop = setup.build_loop(inputs, model, processes, rate=rate, total=total, gradients=gradients)
     run.record |= plain({
         "versions": versions(),
@@ -205,7 +212,7 @@ def _session(
     })  # fmt: skip
     return Session(
         run=run, inputs=inputs, model=model, loop=loop, batches=batches, total=total,
-        progress=progress, loss=loss,
+        progress=progress, loss=road.loss,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from qlora_core import load
 from qlora_core.errors import BadInput, CheckFailed
+from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models import checkpoint
 from qlora_core.models.loader import LoadedModel, load_model
 from qlora_core.models.quantization import Share
@@ -50,8 +51,8 @@ def dequantized(model: Any) -> dict[str, torch.Tensor]:
     for path, module in model.named_modules():
         if isinstance(module, Linear4bit):
             found[f"{path}.weight"] = dequantize_4bit(module.weight.data, module.weight.quant_state)
-        for name in getattr(module, "parametrizations", {}):
-            found[f"{path}.{name}"] = getattr(module, name)
+        if isinstance(module, ExpertStack):
+            found[path] = module.whole().frozen()
     return found
 
 

@@ -25,7 +25,8 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from qlora_core.errors import BadInput
 from qlora_core.kernels import nf4
-from qlora_core.kernels.experts import ExpertStack
+from qlora_core.kernels.experts import ExpertStack, quantize_parts
+from qlora_core.models.expert_loading import Parts, in_parts
 from qlora_core.models.names import hits
 from qlora_core.models.on_access import dequantize_on_access
 from qlora_core.models.quantization import (
@@ -117,6 +118,17 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
         """Also true for the expert parameters that the family names."""
         return super().param_needs_quantization(model, param_name) or self._is_expert(param_name)
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Of newer releases of transformers: experts come one by one where they are stored so."""
+        names = [name for name, _ in model.named_parameters()]
+
+        def is_packed(target: str) -> bool:
+            found = [name for name in names if name.endswith(target)]
+            return bool(found) and all(map(self._is_expert, found))
+
+        usual = super().update_weight_conversions(weight_conversions, model)
+        return [in_parts(conversion, is_packed) for conversion in usual]
+
     def get_quantize_ops(self) -> Bnb4bitQuantize:
         """The operation that turns one loaded tensor into its 4-bit form."""
         return _Quantize(self)
@@ -183,13 +195,16 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers ships no
         module.quant_state, module._is_hf_initialized = state, True
         return {name: Params4bit(packed, requires_grad=False, **known)}
 
-    def _pack(self, value: torch.Tensor) -> nn.Parameter:
+    def _pack(self, value: torch.Tensor | Parts) -> nn.Parameter:
         settings = self.hf_quantizer.quantization_config
-        packed, state = nf4.quantize(
-            value.contiguous(),
-            quant_type=settings.bnb_4bit_quant_type,
-            nested=settings.bnb_4bit_use_double_quant,
-        )
+        how: dict[str, Any] = {
+            "quant_type": settings.bnb_4bit_quant_type,
+            "nested": settings.bnb_4bit_use_double_quant,
+        }
+        if isinstance(value, Parts):
+            packed, state = quantize_parts(value.pieces, value.shape, **how)
+        else:
+            packed, state = nf4.quantize(value.contiguous(), **how)
         parameter = nn.Parameter(packed, requires_grad=False)
         parameter.expert_state = state  # type: ignore[attr-defined]  # until it is a stack
         return parameter

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from exams.soak import changes, clean, damage, numeric, resume, small
+from exams.soak import changes, clean, damage, mutation, numeric, ranks, resume, small
 from exams.suite import Suite
+from qlora_core.training import files
+from qlora_core.training.identity import samples_hash
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +74,45 @@ def stage() -> Iterator[changes.Stage]:
 def test_there_is_a_case_for_every_key_that_a_run_records(stage: changes.Stage) -> None:
     case = stage.every_key()
     assert case.passed, case.detail
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", [ranks.SUITE, mutation.SUITE], ids=lambda suite: suite.name)
+def test_a_sample_of_the_longer_suite_holds(suite: Suite) -> None:
+    assert [case for case in suite.cases(suite.quick, 1) if not case.passed] == []
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A folder as every save leaves it."""
+    folder = tmp_path / "folder"
+
+    def write(staging: Path) -> None:
+        for name in ("a.txt", "b.txt"):
+            (staging / name).write_text(name)
+
+    files.publish(folder, write, size=10, facts={"run_id": "run", "step": 3})
+    assert files.damage(folder) is None
+    return folder
+
+
+def test_a_file_that_is_missing_is_named(published: Path) -> None:
+    (published / "b.txt").unlink()
+    assert files.damage(published) == "b.txt is missing"
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(published: Path) -> None:
+    manifest = published / files.MANIFEST
+    content = manifest.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            manifest.write_bytes(bytes(changed))
+            assert files.damage(published), f"bit {bit} of byte {place}"
+
+
+def test_the_order_of_rows_is_part_of_their_hash() -> None:
+    rows = [{"input_ids": [n, n + 1], "labels": [-100, n + 1]} for n in (3, 1, 2)]
+    assert samples_hash(rows) != samples_hash(rows[::-1])
+    assert samples_hash(rows) == samples_hash([dict(row) for row in rows])

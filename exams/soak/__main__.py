@@ -22,6 +22,7 @@ from exams.soak import (
     mutation,
     numeric,
     plugin_faults,
+    ranks,
     resume,
     signals,
 )
@@ -34,6 +35,7 @@ SUITES: list[Suite] = [
     numeric.SUITE,
     clean.SUITE,
     mutation.SUITE,
+    ranks.SUITE,
     crash_points.SUITE,
     kills.SUITE,
     disks.SUITE,

@@ -188,6 +188,16 @@ def _letter(letter: str) -> slice:
 def struck(trial: Trial) -> Iterator[None]:
     """While entered, loops are built with the trial's fault in them."""
     build = setup.build_loop
+    strike(trial)
+    try:
+        yield
+    finally:
+        setup.build_loop = build
+
+
+def strike(trial: Trial) -> None:
+    """From now on, loops are built in this process with the trial's fault in them."""
+    build = setup.build_loop
 
     def faulty(*arguments: Any, **options: Any) -> Loop:
         loop = build(*arguments, **options)
@@ -205,10 +215,6 @@ def struck(trial: Trial) -> Iterator[None]:
         return loop
 
     setup.build_loop = faulty
-    try:
-        yield
-    finally:
-        setup.build_loop = build
 
 
 def cases(count: int, seed: int) -> Iterator[Case]:

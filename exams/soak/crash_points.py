@@ -54,7 +54,7 @@ class Set:
 
     def __init__(self, scene: Scene, bench: small.Bench) -> None:
         self.scene = scene
-        changes = {"max_steps": 4, "save_every": 2} | scene.changes
+        changes = {"max_steps": 4, "save_every": 2, "plain": True} | scene.changes
         self.run = Rehearsal(bench, scene.name, **changes)
         if scene.died_at:
             self.run.reset()

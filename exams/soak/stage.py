@@ -28,7 +28,7 @@ from exams.soak import faults, small
 from exams.soak.faults import Fault
 from exams.suite import Case, Cases
 from qlora_core.cli import main
-from qlora_core.data import bounded
+from qlora_core.data import bounded, verify
 from qlora_core.models.loader import LoadedModel
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.hooks import hookimpl
@@ -196,6 +196,7 @@ def share(settings: TrainSettings) -> None:
     """
     if not _warm:
         bounded._asked = _remembered(bounded._asked)
+        verify._golden = _remembered(verify._golden)
         _share_from_here()
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "run")
@@ -236,17 +237,22 @@ def _share_from_here() -> None:
         setattr(setup, function.__name__, function)
 
 
-def _remembered(asked: Callable[[str, dict[str, Any]], Any]) -> Callable[..., Any]:
-    """Renderings of chat templates, each made once: the process that makes them starts slowly."""
+def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What chat templates render, made once: the process that makes it starts slowly."""
     known: dict[str, Any] = {}
 
-    def ask(source: str, request: dict[str, Any]) -> Any:
-        question = json.dumps([source, request], default=str)
+    def remember(*given: Any) -> Any:
+        question = json.dumps(given, default=_told_apart)
         if question not in known:
-            known[question] = asked(source, request)
+            known[question] = function(*given)
         return known[question]
 
-    return ask
+    return remember
+
+
+def _told_apart(value: Any) -> str:
+    """A tokenizer is known by its template and its tokens, all else by how it shows itself."""
+    return f"{getattr(value, 'chat_template', '')} {value}"
 
 
 class _Saved:

@@ -58,6 +58,11 @@ OTHER_MEANINGS = frozenset({"git", "gpt"})
 """What is a common word, too: Git LFS is a program, gpt a role in ShareGPT's rows."""
 
 
+def _words(text: str) -> list[str]:
+    """The words of a string, without the server llama.cpp, which serves all families."""
+    return re.findall(r"[a-z0-9_]+", text.lower().replace("llama.cpp", ""))
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_string_of_the_core_names_a_family(path: Path) -> None:
     """The core knows no family; docstrings may tell of one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,37 @@ def test_a_template_without_a_place_for_system_texts_is_named(tmp_path):
     result = verify(run_folder(tmp_path / "dropped", source=dropped))
     assert result.difference is None
     assert [w for w in result.warnings if "no place for system texts" in w]
+
+
+def lose_keys(folder: Path) -> None:
+    (folder / "adapter" / FILE).write_text('{"schema": 1, "golden": [{}]}', encoding="utf-8")
+
+
+def lose_the_tokenizer(folder: Path) -> None:
+    (folder / "adapter" / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(lose_keys, "is not what a run writes"), (lose_the_tokenizer, "cannot be loaded"),
+     (shutil.rmtree, "does not exist")],
+)  # fmt: skip
+def test_what_cannot_be_verified_is_bad_input(tmp_path, damage, words, capsys):
+    folder = run_folder(tmp_path / "run")
+    damage(folder)
+    assert main(["verify", str(folder)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_hostile_template_in_a_folder_is_a_difference(tmp_path, capsys):
+    folder = run_folder(tmp_path)
+    (folder / "adapter" / "chat_template.jinja").write_text("{{ 'a' * 10**10 }}", "utf-8")
+    assert main(["verify", str(folder)]) == 1
+    assert "golden conversation 1: the chat template was stopped" in capsys.readouterr().err
+
+
+def test_an_untouched_folder_says_what_was_compared(tmp_path, capsys):
+    assert main(["verify", str(run_folder(tmp_path))]) == 0
+    said = capsys.readouterr().out
+    for server in ("transformers", "vLLM", "llama.cpp", "Ollama"):
+        assert f"prompt as {server} sends it (3)" in said

@@ -108,7 +108,10 @@ def _prompt_lines(prompt: dict[str, Any]) -> list[str]:
     end = f"a turn ends with {prompt['turn_end']!r}"
     if prompt["appended"]:
         end = f"the template ends no turn, so {prompt['appended']!r} is appended"
-    lines = [f"prompt format {prompt['format']}: system text as {prompt['system']}; {end}"]
+    name = f"prompt format {prompt['format']}"
+    if prompt["format"].startswith("custom:"):
+        name = f"the model's own chat template, like no format known here ({prompt['format']})"
+    lines = [f"{name}: system text as {prompt['system']}; {end}"]
     if prompt["prompt_differs"] and prompt["generation_prompt"]:
         lines += [
             f"warning [generation-prompt] when generating, the template writes "

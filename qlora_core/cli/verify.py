@@ -13,8 +13,9 @@ def add(commands: Any) -> None:
         "verify",
         help="compare what a saved folder renders with what was trained",
         description="Renders and tokenizes golden conversations with the saved tokenizer and "
-        "template, as servers do, and compares them with what training recorded. Exits with 1 "
-        "and the first difference.",
+        "template, and compares them with what training recorded. Exits with 1 and the first "
+        "difference. Then it makes the prompts as transformers, vLLM, llama.cpp and Ollama do, and "
+        "warns where one sends something else.",
     )
     parser.add_argument(
         "folder", metavar="RUN", help="folder of a run, its adapter, or a merged model"
@@ -22,7 +23,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--modelfile",
         action="store_true",
-        help="print a Modelfile: the template in Go's language, and the stops",
+        help="print an Ollama Modelfile: the template in Go's language, and the stops",
     )
     parser.set_defaults(run=run)
 
@@ -41,4 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(modelfile(arguments.folder), end="")
     else:
         print(f"what is served is what was trained ({len(result.checks)} comparisons)")
+        print(f"  compared: {result.summary()}")
     return 0

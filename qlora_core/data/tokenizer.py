@@ -64,7 +64,12 @@ def load_tokenizer(
             "...-hf); or read the code and allow it with --trust-remote-code",
         )
     register_classes(architecture)  # transformers reads the config to choose a class
-    tokenizer = _read(path, folder, revision, offline, trust_remote_code)
+    tokenizer = read_tokenizer(
+        folder.folder or path,
+        revision=revision,
+        offline=offline or folder.folder is not None,
+        trust_remote_code=trust_remote_code,
+    )
     apply_policy(tokenizer, architecture)
     (registry or installed()).prepare("qlora_prepare_tokenizer", tokenizer, architecture)
     return tokenizer
@@ -118,24 +123,24 @@ def stop_token_ids(tokenizer: Any, policy: TokenizerPolicy) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def _read(
-    path: str | Path,
-    folder: ModelFolder,
-    revision: str | None,
-    offline: bool,
-    trust_remote_code: bool,
+def read_tokenizer(
+    where: str | Path,
+    *,
+    revision: str | None = None,
+    offline: bool = True,
+    trust_remote_code: bool = False,
 ) -> Any:
-    where = folder.folder or path
+    """The tokenizer of a folder or a Hub id as it is. Raises BadInput where none can be read."""
     try:
         return AutoTokenizer.from_pretrained(
             where,
             revision=revision or "main",
-            local_files_only=offline or folder.folder is not None,
+            local_files_only=offline,
             trust_remote_code=trust_remote_code,
         )
     except Exception as error:  # tokenizers raises plain Exception for files it cannot read
         what = str(error).strip().split("\n")[0] or type(error).__name__
         raise BadInput(
-            f"the tokenizer of {path} cannot be loaded: {what}",
+            f"the tokenizer of {where} cannot be loaded: {what}",
             "check that its files are whole, or download them again",
         ) from None

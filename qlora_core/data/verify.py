@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from transformers import AutoTokenizer
 
 from qlora_core.data.bounded import TemplateExhausted, TemplateRefused
 from qlora_core.data.codec import codec_of, source_of
@@ -19,7 +19,7 @@ from qlora_core.data.modelfile import REMEDY, serve_modelfile, write_modelfile
 from qlora_core.data.serve import REMEDIES, ROADS, Served, adds_bos, ids_of, with_own_bos
 from qlora_core.data.system import render_prompt, render_whole
 from qlora_core.data.template import clock
-from qlora_core.data.tokenizer import stop_token_ids
+from qlora_core.data.tokenizer import read_tokenizer, stop_token_ids
 from qlora_core.errors import BadInput
 from qlora_core.facts.tokenizer import TokenizerPolicy
 from qlora_core.registry.files import read_json
@@ -35,6 +35,9 @@ GOLDEN: tuple[tuple[dict[str, str], ...], ...] = (
      {"role": "assistant", "content": "def f(x):\n    return x"}),
 )  # fmt: skip
 _NAMES = {"input_ids": "ids"}
+_OF_RECORD = {"bos", "turn_end", "family_stop", "stop", "golden"}
+_OF_GOLDEN = {"messages", "text", "input_ids", "labels", "prompt", "clock"}
+_FOLDERS = "give the folder of a finished run, its adapter, or a model merged from it"
 
 
 @dataclass
@@ -51,6 +54,11 @@ class Verification:
         if warning not in self.warnings:
             self.warnings.append(warning)
 
+    def summary(self) -> str:
+        """What was compared, each kind once with its count."""
+        kinds = Counter(check.partition(", ")[2] or check for check in self.checks)
+        return ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+
     def same(self, what: str, trained: Any, served: Any) -> bool:
         """Compare; only the first difference is kept."""
         if trained == served:
@@ -63,6 +71,10 @@ class Verification:
 def record_prompts(tokenizer: Any, folder: Path, policy: TokenizerPolicy | None = None) -> None:
     """Write what the golden conversations are in training to `FILE` in ``folder``."""
     policy = policy or TokenizerPolicy()
+    golden = []
+    for conversation in GOLDEN:
+        with suppress(BadInput):  # a template may take no system text, or only with one
+            golden.append(_golden(tokenizer, list(conversation), policy))
     record = {
         "schema": 1,
         "format": identify_prompt_format(tokenizer),
@@ -70,7 +82,7 @@ def record_prompts(tokenizer: Any, folder: Path, policy: TokenizerPolicy | None 
         "turn_end": policy.turn_end,
         "family_stop": policy.stop,
         "stop": tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer, policy)),
-        "golden": [g for g in (_golden(tokenizer, list(c), policy) for c in GOLDEN) if g],
+        "golden": golden,
     }
     text = json.dumps(record, ensure_ascii=False, indent=1)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
@@ -84,14 +96,18 @@ def verify(folder: str | Path) -> Verification:
     generation. Raises BadInput for a folder that holds no record of its prompts.
     """
     folder, record = _recorded(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = read_tokenizer(folder)
     policy = _policy(record)
     result = Verification()
     for number, golden in enumerate(record["golden"], 1):
-        now = _golden(tokenizer, golden["messages"], policy) or {}
+        where = f"golden conversation {number}"
+        try:
+            now = _golden(tokenizer, golden["messages"], policy)
+        except BadInput as error:
+            result.difference = result.difference or f"{where}: {error.problem}"
+            continue
         for key in ("text", "input_ids", "labels", "prompt"):
-            what = f"golden conversation {number}, {_NAMES.get(key, key)}"
-            result.same(what, golden[key], now.get(key))
+            result.same(f"{where}, {_NAMES.get(key, key)}", golden[key], now[key])
         if result.difference is None:
             _compare_served(result, number, golden, tokenizer)
     _compare_stops(result, folder, tokenizer, record)
@@ -107,7 +123,7 @@ def modelfile(folder: str | Path) -> str:
     BadInput, with the reason, for a chat template that no Modelfile can hold.
     """
     folder, record = _recorded(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = read_tokenizer(folder)
     text = _modelfile(tokenizer, record)
     for number, golden in enumerate(record["golden"], 1):
         served, stops = serve_modelfile(text, _asked(golden))
@@ -145,14 +161,12 @@ def _policy(record: Mapping[str, Any]) -> TokenizerPolicy:
 
 def _golden(
     tokenizer: Any, messages: list[dict[str, str]], policy: TokenizerPolicy
-) -> dict[str, Any] | None:
-    template = codec_of(tokenizer, policy).template(source_of(tokenizer, None, None), {})
-    try:
-        encoded = encode_conversation(tokenizer, messages, policy=policy)
-        asked = render_whole(template, messages, None)[1][:-1]
-        prompt = template.render(asked, generate=True)
-    except BadInput:
-        return None
+) -> dict[str, Any]:
+    source = source_of(tokenizer, None, None)
+    template = codec_of(tokenizer, policy).template(source, {})
+    encoded = encode_conversation(tokenizer, messages, policy=policy)
+    asked = render_whole(template, messages, None)[1][:-1]
+    prompt = template.render(asked, generate=True)
     return {
         "messages": messages,
         "asked": asked,
@@ -244,13 +258,23 @@ def _compare_stops(
 
 def _recorded(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     path = Path(folder)
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise BadInput(f"{path} {what}", _FOLDERS)
     path = path / "adapter" if (path / "adapter").is_dir() else path
     if not (path / FILE).is_file():
+        raise BadInput(f"{path} has no {FILE}: nothing says what was trained", _FOLDERS)
+    record = read_json(path / FILE)
+    golden = record.get("golden")
+    whole = isinstance(golden, list) and all(
+        isinstance(g, dict) and g.keys() >= _OF_GOLDEN for g in golden
+    )
+    if record.get("schema") != 1 or not record.keys() >= _OF_RECORD or not whole:
         raise BadInput(
-            f"{path} has no {FILE}: nothing says what was trained",
-            "give the folder of a finished run, its adapter, or a model merged from it",
+            f"{path / FILE} is not what a run writes: something is missing in it",
+            "take it from the run again; without it nothing says what was trained",
         )
-    return path, read_json(path / FILE)
+    return path, record
 
 
 def _first_difference(trained: Any, served: Any) -> str:

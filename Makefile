@@ -14,7 +14,7 @@ STAMP := $(ENV)/.qlora-core-installed
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | tr ' ' -)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test setup lint sweep soak bench clean
+.PHONY: demo test setup lint sweep soak bench speed clean
 
 demo: setup
 	$(PYTHON) -m qlora_core.cli.main demo
@@ -37,8 +37,13 @@ lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: setup
+bench: setup speed
 	$(PYTHON) benchmarks/quality.py
+	@echo "results: benchmarks/results/quality.json"
+
+speed: setup
+	$(PYTHON) benchmarks/speed.py --rounds 5 --batches 2 --output benchmarks/results/speed.json
+	@echo "results: benchmarks/results/speed.json"
 
 # The long exams: every architecture; every fault. Their figures are kept with the code.
 sweep: setup

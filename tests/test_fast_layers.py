@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import statistics
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,7 +23,12 @@ from qlora_core.models.adapters import attach, enable_checkpointing
 from qlora_core.models.loader import load_model
 from qlora_core.training.losses import Loss, summed_loss
 from qlora_core.training.precision import Precision
-from qlora_core.training.roads import choose_road, packed_loss
+from qlora_core.training.roads import (
+    REPAYS,
+    choose_road,
+    compile_where_it_repays,
+    packed_loss,
+)
 from qlora_core.training.runs import Run, new_record
 
 HEADS = {**SHAPE, "head_dim": 16}
@@ -260,3 +266,58 @@ def test_parameters_and_their_names_stay_as_they_are() -> None:
     assert identities == [id(p) for p in model.parameters()]
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert copy.deepcopy(model.peft_config) == model.peft_config
+
+
+def test_a_long_run_compiles_and_a_short_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, fast = by_hand(build("llama"))
+    run = Run(tmp_path, new_record())
+    run.record["fast_path"] = {}
+    compiled = []
+    monkeypatch.setattr(fast, "compile", lambda dtype: compiled.append(dtype) or 1.0)
+    precision = Precision(torch.device("cpu"))
+    for asked, work in (("auto", 0.0), ("off", 2 * REPAYS)):
+        compile_where_it_repays(run, fast, precision, asked=asked, work=work)
+        assert run.record["fast_path"]["elementwise"] == "tiles"
+    assert not compiled
+    for asked, work in (("on", 0.0), ("auto", 2 * REPAYS)):
+        compile_where_it_repays(run, fast, precision, asked=asked, work=work)
+        assert run.record["fast_path"]["elementwise"] == "compiled"
+    assert len(compiled) == 2
+
+
+def test_without_a_compiler_layers_go_on_eagerly_and_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("llama")
+    loss, fast = by_hand(model)
+    own = computed(model, loss)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        def call(*_: Any) -> Any:
+            raise RuntimeError("no compiler found")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    run = Run(tmp_path, new_record())
+    run.record["fast_path"] = {}
+    precision = Precision(torch.device("cpu"))
+    compile_where_it_repays(run, fast, precision, asked="on", work=0.0)
+    assert run.record["fast_path"] == {"elementwise": "tiles"}
+    notice = run.record["notices"][-1]
+    assert notice["code"] == "not-compiled"
+    assert "no compiler found" in notice["message"]
+    assert torch.equal(computed(model, loss)[1], own[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
+def test_compiled_layers_give_the_same_gradients() -> None:
+    for name in ("qwen3", "gemma2"):
+        model = build(name)
+        loss, fast = by_hand(model)
+        own = computed(model, loss)
+        assert fast.compile(torch.float32) > 0
+        require_close(computed(model, loss), own)

@@ -102,11 +102,20 @@ class Elementwise:
     """
 
     def __init__(self) -> None:
-        self._compiled: dict[Function, Function] = {}
+        self.compiled: dict[Function, Function] = {}
+        """Those that run compiled, and as what."""
+
+    def compile(self) -> None:
+        """From now on compiled, for any number of rows; the first call of each takes seconds."""
+        self.compiled = {made: torch.compile(made, dynamic=True) for made in FUNCTIONS}
+
+    def use_tiles(self) -> None:
+        """From now on eagerly."""
+        self.compiled = {}
 
     def __call__(self, function: Function, *arguments: Tensor | float) -> Tensor:
         """``function`` of ``arguments``, by tiles or compiled."""
-        compiled = self._compiled.get(function)
+        compiled = self.compiled.get(function)
         return compiled(*arguments) if compiled else by_rows(function, *arguments)
 
 

@@ -7,6 +7,7 @@ its own code. Parameters, modules and their names stay as they are.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from qlora_core.kernels.packing import packed_states, two_samples
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
-@dataclass
+@dataclass(eq=False)
 class FastLayers:
     """Which layers of a decoder compute by hand."""
 
@@ -55,6 +56,23 @@ class FastLayers:
             left -= prices[layer.keep]
             counts[layer.keep] += 1
         return counts
+
+    def compile(self, dtype: torch.dtype) -> float:
+        """Compile what lies between matrix products, for activations in ``dtype``: seconds.
+
+        Compiled code is kept on disk by torch and found there by the next run. Raises Unfit
+        where nothing can be compiled; all is as before then.
+        """
+        began = time.perf_counter()
+        self.elementwise.compile()
+        try:
+            with torch.no_grad():
+                _exercise(next(iter(self.layers.values())), dtype)
+        except (RuntimeError, ImportError, OSError, AttributeError) as error:
+            self.elementwise.use_tiles()
+            first = str(error).strip().splitlines()[:1]
+            raise Unfit(f"nothing can be compiled here: {' '.join(first)}") from error
+        return time.perf_counter() - began
 
     def kept_bytes(self, tokens: int) -> int:
         """What all layers together keep of a row of ``tokens``."""
@@ -87,6 +105,16 @@ def install(base: Any, parts: LabelHead, autocast: Autocast) -> FastLayers:
     for path, layer in found.layers.items():
         _replace(modules[path], layer)
     return found
+
+
+def _exercise(layer: Layer, dtype: torch.dtype) -> None:
+    """Forward and backward on rows that are no sample: every function runs once."""
+    tokens = 48
+    x = torch.randn(tokens, layer.qkv.inputs, dtype=dtype)
+    cos, sin = torch.randn(2, tokens, 1, layer.head_width, dtype=dtype)
+    row = Row(plain_segments([0, tokens]), cos, sin)
+    out, saved = layer.forward(x, row)
+    layer.backward(out, x, row, saved, wanted=True)
 
 
 def _reason(module: nn.Module, given: dict[str, Any], proven: dict[Any, str]) -> str:

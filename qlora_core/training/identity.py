@@ -20,6 +20,7 @@ from qlora_core.training.setup import Inputs
 
 FREE = frozenset({
     "model", "data", "eval_data",  # their content is compared, not their place
+    "memory_budget",  # gradients do not depend on what layers keep
     "output", "resume", "allow_change", "save_every", "keep", "sample_prompts", "trackers",
     "offline", "revision", "plugin", "block", "trust_remote_code",
 })  # fmt: skip

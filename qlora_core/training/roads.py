@@ -16,6 +16,11 @@ from qlora_core.training.precision import Precision
 from qlora_core.training.runs import Run
 
 
+REPAYS = 1e15
+"""Operations (4 per weight and token) from which compiling is tried unasked: some 40 minutes of
+two cores at 400 GFLOP/s, of which it takes one or two once and spares a few in a hundred."""
+
+
 @dataclass(frozen=True)
 class Road:
     """How a run computes its losses."""
@@ -29,6 +34,8 @@ class Road:
     def summary(self, record: Mapping[str, Any]) -> str:
         """One line for people, from what was recorded."""
         words = f"{record['head']} head, {record['batches']} samples, layers: {record['layers']}"
+        if "compile_seconds" in record:
+            words += f", compiled in {record['compile_seconds']:.0f} s"
         if "memory" in record:
             kept = record["memory"]["layers_that"].items()
             words += " (" + ", ".join(f"{count} {what}" for what, count in kept) + ")"
@@ -69,6 +76,27 @@ def choose_road(run: Run, model: Any, precision: Precision, *, plain: bool) -> R
     for path, why in fast.refused.items():
         _note(run, "own-layers", f"{path} computes by its own code", Unfit(why))
     return Road(packed_loss(parts), packed=True, fast=fast)
+
+
+def compile_where_it_repays(
+    run: Run, fast: FastLayers, precision: Precision, *, asked: str, work: float
+) -> None:
+    """Compile the elementwise parts of ``fast``: ``asked`` is auto, on or off.
+
+    ``work`` is the run's floating-point operations in all; it depends on the settings and the
+    data alone, so that a resumed run goes the same way. The way and its seconds are recorded;
+    where nothing can be compiled a notice says why.
+    """
+    taken = run.record["fast_path"]
+    taken["elementwise"] = "tiles"
+    if asked == "off" or (asked == "auto" and work < REPAYS):
+        return
+    try:
+        seconds = fast.compile(precision.dtype)
+    except Unfit as reason:
+        _note(run, "not-compiled", "elementwise parts run eagerly", reason)
+        return
+    taken |= {"elementwise": "compiled", "compile_seconds": round(seconds, 1)}
 
 
 def packed_loss(parts: LabelHead) -> Loss:

@@ -118,6 +118,10 @@ class TrainSettings:
         None, 4, "gigabytes that training may take in all, activations are fitted to it; "
         "default: 90 % of what is free", above=0.0,
     )  # fmt: skip
+    compile: str = _setting(
+        "auto", 4, "compile what lies between matrix products, on CPUs; auto: in long runs",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
     plain: bool = _setting(
         False, 4, "compute by PEFT and transformers alone, without the fast path"
     )

@@ -33,8 +33,8 @@ from qlora_core.training.optimizers import optimizer_name
 from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 from qlora_core.training.progress import Progress, Silent, default_progress
-from qlora_core.training.result import samples_for, save_result
-from qlora_core.training.roads import choose_road
+from qlora_core.training.result import answers, samples_for, save_result
+from qlora_core.training.roads import choose_road, compile_where_it_repays
 from qlora_core.training.runs import Run, claimed, new_record
 from qlora_core.training.samples import Samples
 from qlora_core.training.schema import TrainSettings
@@ -169,8 +169,8 @@ def _ask_before(session: Session, samples: Samples) -> None:
     record = session.run.record
     if not record["samples"]:
         questions = samples.questions()
-        answers = samples.answers(session.model, session.loop.precision)
-        record["samples"] = [q | {"before": a} for q, a in zip(questions, answers, strict=True)]
+        found = answers(session, samples)
+        record["samples"] = [q | {"before": a} for q, a in zip(questions, found, strict=True)]
 
 
 def _session(
@@ -189,6 +189,9 @@ def _session(
         batches = dataclasses.replace(batches, pack_tokens=inputs.pack_tokens)
     if road.fast:
         run.record["fast_path"]["memory"] = settle(road.fast, inputs)
+        tokens = inputs.data.report.tokens / len(inputs.data.train) * total * batches.group_size
+        work = 4 * tokens * loaded.quantization.total.weights
+        compile_where_it_repays(run, road.fast, precision, asked=settings.compile, work=work)
     progress.say(road.summary(run.record["fast_path"]))
     gradients = partial(accumulate, loss=road.loss)
     loop = setup.build_loop(inputs, model, processes, rate=rate, total=total, gradients=gradients)

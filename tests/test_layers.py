@@ -83,6 +83,6 @@ def test_no_string_of_the_core_names_a_family(path: Path) -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         and id(node) not in docstrings
-        and (named_in := families.intersection(re.findall(r"[a-z0-9_]+", node.value.lower())))
+        and (named_in := families.intersection(_words(node.value)))
     ]  # fmt: skip
     assert not named

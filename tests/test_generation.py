@@ -11,12 +11,20 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.modeling_outputs import CausalLMOutput
 
 from qlora_core.cli.main import main
 from qlora_core.errors import BadInput
 from qlora_core.models.adapters import attach
-from qlora_core.models.generation import encode_prompt, generate, generate_batch
+from qlora_core.models.generation import continuations, encode_prompt, generate, generate_batch
 from qlora_core.models.loader import load
 from qlora_core.models.trained import load_for_use
 from qlora_core.registry.detect import installed
@@ -246,3 +254,42 @@ def test_a_base_on_the_hub_is_never_asked_for_when_offline(
     arguments = ["--adapter", str(adapter), "--prompt", "red", "--offline", "--device", "cpu"]
     assert main(["generate", *arguments]) == 2
     assert "somebody/base" in capsys.readouterr().err
+
+
+class Sum(PreTrainedModel, GenerationMixin):
+    """Somebody's model: no cache, no arguments beyond two, and every token of the prompt counts."""
+
+    config_class = LlamaConfig
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.embeddings = torch.nn.Embedding(config.vocab_size, 16)
+        self.head = torch.nn.Linear(16, config.vocab_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embeddings
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None) -> CausalLMOutput:
+        return CausalLMOutput(logits=self.head(self.embeddings(input_ids).cumsum(1)))
+
+
+class Careless(Sum):
+    """Takes whatever comes, a cache too, and ignores it."""
+
+    def forward(self, input_ids: torch.Tensor, **more: Any) -> CausalLMOutput:
+        return super().forward(input_ids)
+
+
+@pytest.mark.parametrize("kind", [Sum, Careless])
+def test_a_model_that_knows_no_cache_sees_its_whole_prompt(kind: type[Sum]) -> None:
+    torch.manual_seed(5)
+    model = kind(LlamaConfig(vocab_size=64)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    expected = [4, 9, 7]
+    for _ in range(6):
+        expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
+    assert len(set(expected[3:])) > 1
+    (found,) = continuations(model, make_tokenizer(), [[4, 9, 7]], max_new_tokens=6, stops=[])
+    assert found.token_ids == expected[3:]
+    assert "forward" not in model.__dict__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from qlora_core.facts.tokenizer import TokenizerPolicy
 
 log = logging.getLogger("qlora-core")
 
+CACHES = {"past_key_values", "cache_params", "state", "use_cache"}
+"""Arguments of a forward that can go on from where it was."""
 Prompt = str | Sequence[Mapping[str, Any]]
 """Plain text, or the messages of a conversation (``role``, ``content``)."""
 
@@ -89,17 +92,49 @@ def generate_batch(
         return []
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     stops = list(stop_token_ids or _stop_ids(model, tokenizer, policy))
-    pad = _first(tokenizer.pad_token_id, *stops, 0)
-    width = max(map(len, rows))
-    device = model.get_input_embeddings().weight.device
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
-    with _evaluating(model), _seeded(seed, device), torch.inference_mode():
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=_config(max_new_tokens, temperature, top_p, stops, pad),
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    with _seeded(seed, _device(model)):
+        return continuations(
+            model,
+            tokenizer,
+            rows,
+            max_new_tokens=max_new_tokens,
+            stops=stops,
+            sampling=sampling if temperature > 0 else None,
             streamer=streamer,
+        )
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stops: Sequence[int],
+    sampling: Mapping[str, Any] | None = None,
+    streamer: Any = None,
+) -> list[Generated]:
+    """What follows each of ``rows``, prompts as token ids, in one batch padded on the left.
+
+    ``sampling`` None takes the likeliest token each time. The model's mode is as before.
+    """
+    from transformers import GenerationConfig
+
+    pad = _first(tokenizer.pad_token_id, *stops, 0)
+    width, device = max(map(len, rows)), _device(model)
+    ids = torch.tensor([[pad] * (width - len(row)) + [*row] for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
+    with _evaluating(model), _known_arguments(model) as cached, torch.no_grad():
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stops) or None,
+            pad_token_id=pad,
+            use_cache=cached,
+            **(sampling or {"do_sample": False}),
+        )
+        output = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer
         )
     return [_read(tokenizer, new, set(stops)) for new in output[:, width:].tolist()]
 
@@ -147,21 +182,6 @@ def _stop_ids(model: Any, tokenizer: Any, policy: TokenizerPolicy | None) -> lis
     return [i for i in dict.fromkeys(stops) if i is not None]
 
 
-def _config(
-    max_new_tokens: int, temperature: float, top_p: float, stops: list[int], pad: int
-) -> Any:
-    from transformers import GenerationConfig
-
-    drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=stops or None,
-        pad_token_id=pad,
-        use_cache=True,
-        **(drawn if temperature > 0 else {"do_sample": False}),
-    )
-
-
 def _read(tokenizer: Any, new: list[int], stops: set[int]) -> Generated:
     end = next((place for place, token in enumerate(new) if token in stops), None)
     kept = new if end is None else new[: end + 1]
@@ -190,6 +210,35 @@ def _evaluating(model: Any) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def _known_arguments(model: Any) -> Iterator[bool]:
+    """Yields whether the model can use a cache; one that cannot is given only what it knows.
+
+    transformers passes a cache to every model, and the last token alone once there is one: a
+    forward of others, which does not name a cache, would fail, or see one token of its prompt.
+    """
+    wrapped = getattr(model, "get_base_model", None)
+    base = model if wrapped is None else wrapped()
+    forward = base.forward
+    known = inspect.signature(forward).parameters
+    if CACHES & known.keys():
+        yield True
+        return
+
+    def filtered(*positional: Any, **named: Any) -> Any:
+        return forward(*positional, **{k: v for k, v in named.items() if k in known})
+
+    filtered.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    before = base.__dict__.get("forward")
+    base.forward = filtered
+    try:
+        yield False
+    finally:
+        del base.forward
+        if before is not None:
+            base.forward = before
+
+
 def _would_repack(module: Any) -> bool:
     return (
         isinstance(module, Linear4bit)
@@ -206,6 +255,11 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
 
 
 def _first(*values: int | None) -> int:

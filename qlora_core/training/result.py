@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from qlora_core.data.tokenizer import stop_token_ids
 from qlora_core.data.verify import record_prompts
+from qlora_core.models.memory import is_out_of_memory
 from qlora_core.training import checkpoints, files
 from qlora_core.training.samples import Samples
 from qlora_core.training.session import Session
@@ -33,9 +34,26 @@ def save_result(session: Session, samples: Samples) -> None:
     losses = {m["step"]: m["eval_loss"] for m in run.metrics() if "eval_loss" in m}
     run.record["evaluation"]["after"] = losses.get(kept)
     run.record["adapter_step"] = kept
-    answers = samples.answers(session.model, session.loop.precision)
-    for row, text in zip(run.record["samples"], answers, strict=True):
+    for row, text in zip(run.record["samples"], answers(session, samples), strict=True):
         row["after"] = text
+
+
+def answers(session: Session, samples: Samples) -> list[str | None]:
+    """What the model answers; None, and a notice why, where it cannot generate.
+
+    It may be anybody's class: that it trains is no promise that it can be asked.
+    """
+    try:
+        return [*samples.answers(session.model, session.loop.precision)]
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        session.run.note(
+            "no-answers",
+            f"{type(error).__name__} when the model was asked the sample prompts: {error}",
+            "training goes on; sample_prompts = 0 asks none",
+        )
+        return [None] * len(samples.chosen)
 
 
 def _publish_adapter(session: Session) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from transformers import GenerationConfig
-
+from qlora_core.models.generation import continuations
 from qlora_core.training.batches import Sample
 from qlora_core.training.losses import IGNORED
 from qlora_core.training.precision import Precision
@@ -43,34 +41,14 @@ class Samples:
         """The model's greedy answer to each prompt; its mode is as before afterwards."""
         if not self.chosen:
             return []
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), precision.autocast():
-                return self._generate(model, precision.device)
-        finally:
-            model.train(was_training)
-
-    def _generate(self, model: Any, device: torch.device) -> list[str]:
-        """All answers in one batch, the prompts padded on the left."""
         prompts = [sample["input_ids"][: _prompt_length(sample)] for sample in self.chosen]
         answers = [len(s["input_ids"]) - len(p) for s, p in zip(self.chosen, prompts, strict=True)]
-        width = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id
-        pad = pad if pad is not None else (self.stops or [0])[0]
-        config = GenerationConfig(
-            max_new_tokens=min(LONGEST_ANSWER, max(answers) + 16), do_sample=False,
-            eos_token_id=self.stops or None, pad_token_id=pad,
-        )  # fmt: skip
-        output = model.generate(
-            input_ids=torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device),
-            attention_mask=torch.tensor(
-                [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device
-            ),
-            generation_config=config,
-        )
-        new = output[:, width:].tolist()
-        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in new]
+        most = min(LONGEST_ANSWER, max(answers) + 16)
+        with precision.autocast():
+            found = continuations(
+                model, self.tokenizer, prompts, max_new_tokens=most, stops=self.stops
+            )
+        return [answer.text for answer in found]
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)

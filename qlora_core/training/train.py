@@ -15,7 +15,6 @@ from qlora_core.data.formats import template_report
 from qlora_core.data.template import clock
 from qlora_core.errors import TrainingStopped
 from qlora_core.models.adapters import adapter_report
-from qlora_core.models.checkpoint import fetch
 from qlora_core.models.loader import LoadedModel
 from qlora_core.models.memory import (
     OPTIMIZER,
@@ -23,17 +22,17 @@ from qlora_core.models.memory import (
     explain_out_of_memory,
     is_out_of_memory,
 )
-from qlora_core.models.trained import base_hash
 from qlora_core.registry.manager import Registry
-from qlora_core.training import checkpoints, files, setup
+from qlora_core.training import files, setup
 from qlora_core.training.activations import settle
-from qlora_core.training.identity import free_changes, identity, plain, require_same, versions
+from qlora_core.training.identity import plain, versions
 from qlora_core.training.loop import accumulate
 from qlora_core.training.optimizers import optimizer_name
 from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 from qlora_core.training.progress import Progress, Silent, default_progress
 from qlora_core.training.result import answers, samples_for, save_result
+from qlora_core.training.resume import go_back, require_same_run
 from qlora_core.training.roads import choose_road, compile_where_it_repays
 from qlora_core.training.runs import Run, claimed, new_record
 from qlora_core.training.samples import Samples
@@ -75,7 +74,7 @@ def train(
         side_file = output / "refused_rows.jsonl" if processes.main else None
         inputs = setup.read_inputs(settings, detection, registry, side_file=side_file)
         run = Run(output, processes.from_main(record or new), writes=processes.main)
-        differs = _require_same_run(run, inputs, processes, progress)
+        differs = require_same_run(run, inputs, processes, progress)
         if not differs and _is_done(run):
             progress.say(f"run {run.run_id} in {output} is finished: nothing to do")
             return run
@@ -152,7 +151,7 @@ def _run(
         session = _session(run, inputs, loaded, processes, progress)
         samples = samples_for(inputs)
         if resumed:
-            _go_back(session)
+            go_back(session)
         _ask_before(session, samples)
         run.record |= {"status": "running", "finished": None}
         if run.writes:  # adapters and optimizer: what the first save will hold
@@ -217,51 +216,6 @@ def _session(
         run=run, inputs=inputs, model=model, loop=loop, batches=batches, total=total,
         progress=progress, loss=road.loss,
     )  # fmt: skip
-
-
-def _require_same_run(
-    run: Run, inputs: Inputs, processes: Processes, progress: Progress
-) -> list[str]:
-    """Record what decides the result; refuse to resume where it has changed.
-
-    Returns what differs from the record and was allowed to; opens no weight.
-    """
-    given = inputs.given
-    folder = fetch(
-        given.model,
-        revision=given.revision,
-        offline=given.offline,
-        trust_remote_code=given.trust_remote_code,
-    )
-    base = processes.from_main(base_hash(folder) if processes.main else "")
-    now = identity(inputs, base=base, processes=processes.count)
-    before = run.record.get("identity", now)
-    differences = require_same(before, now, given.allow_change)
-    for difference in differences:
-        run.note("allowed-change", f"resumed with a change: {difference}", "as you allowed")
-    for change in free_changes(run.record.get("settings", {}), given):
-        progress.say(f"{change}; that does not change the result")
-    run.record["identity"] = now
-    return differences
-
-
-def _go_back(session: Session) -> None:
-    """To the newest whole checkpoint, naming those that were passed over."""
-    run, processes = session.run, session.loop.processes
-    path, refused = processes.from_main(checkpoints.newest_valid(run.checkpoints, run.run_id))
-    instead = f"{path.name} is used" if path else "none is whole: it starts from step 0"
-    for name, reason in refused:
-        run.note(
-            "checkpoint-refused",
-            f"the checkpoint {name} was passed over: {reason}",
-            f"{instead}; the damaged one can be removed",
-        )
-    if path is None:
-        run.rewind(-1)
-        session.progress.say(f"no checkpoint in {run.directory}: starting from step 0")
-        return
-    session.restore(path)
-    session.progress.say(f"resumed from {path}")
 
 
 def _say_inputs(inputs: Inputs, progress: Progress) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_core.errors import CheckFailed, TrainingStopped
@@ -176,6 +177,25 @@ def test_retention_never_removes_the_last_valid_one(folder: Path) -> None:
     assert found is not None
     assert checkpoints.step_of(found) == 2
     assert sorted(p.name for p in folder.iterdir()) == ["step-000001", "step-000002"]
+
+
+def test_retention_counts_and_removes_only_the_runs_own(folder: Path) -> None:
+    trained = Trained()
+    trained.step()
+    for step, run_id in ((1, "run"), (2, "run"), (3, "other"), (4, "other")):
+        trained.save(folder, step, run_id=run_id)
+    checkpoints.retain(folder, 1, "run")
+    assert sorted(map(checkpoints.step_of, folder.iterdir())) == [2, 3, 4]
+
+
+def test_what_a_save_needs_is_known_to_the_header_of_its_files(folder: Path) -> None:
+    trained = Trained()
+    trained.step()
+    path = trained.save(folder, 1)
+    for name in (checkpoints.ADAPTER, checkpoints.OPTIMIZER):
+        tensors = load_file(path / name)
+        known, real = checkpoints.saved_bytes(tensors), (path / name).stat().st_size
+        assert real <= known <= real + checkpoints.HEADER_ENTRY * len(tensors)
 
 
 def test_a_full_disk_is_known_before_a_byte_is_written(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from pathlib import Path
 
 import pytest
 
-from qlora_core.errors import BadInput
+from qlora_core.errors import BadInput, TrainingStopped
+from qlora_core.training import files
 from qlora_core.training.lock import FolderLock
 from qlora_core.training.runs import Run, claimed, find_record, new_record
 
@@ -96,27 +95,66 @@ def test_a_second_run_in_the_folder_is_refused_and_names_the_first(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_lock_names_the_run_that_is_found_or_made(tmp_path: Path) -> None:
+    with claimed(tmp_path, resume=False, run_id="new"):
+        with pytest.raises(BadInput, match=rf"process {os.getpid()} .*run new"):
+            FolderLock(tmp_path, "other")
+        run = Run(tmp_path, new_record())
+        run.save()
+    found = pytest.raises(BadInput, match=f"run {run.run_id}")
+    with claimed(tmp_path, resume=True, run_id="new"), found:
+        FolderLock(tmp_path, "other")
+
+
+@pytest.mark.parametrize("where", ["adapter", "checkpoints/step-000003"])
+def test_results_of_another_run_beside_a_record_are_refused(run: Run, where: str) -> None:
+    run.save()
+    result = run.directory / where
+    for run_id in ("other", run.run_id):
+        write = lambda folder: (folder / "weights").write_text("x")  # noqa: E731
+        files.publish(result, write, size=1, facts={"run_id": run_id})
+        if run_id == "other":
+            with pytest.raises(BadInput, match=r"belongs to another run \(other\)"):
+                find_record(run.directory, resume=True)
+    assert find_record(run.directory, resume=True) == run.record
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk")
+def test_metrics_that_the_disk_refuses_stop_the_run_with_a_message(run: Run) -> None:
+    (run.directory / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(TrainingStopped, match=r"(?s)metrics\.jsonl: .*No space left.*--resume"):
+        run.write({"step": 1})
+
+
 @posix
 def test_of_many_starts_at_once_exactly_one_runs(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    children = []
+    begin, done = os.pipe(), os.pipe()
+    children = set()
     for number in range(20):
         child = os.fork()
         if child == 0:
-            os.close(writer)
-            os.read(reader, 1)  # all begin when the parent closes its end
+            os.close(begin[1])
+            os.close(done[1])
+            os.read(begin[0], 1)  # all begin when the parent closes its end
             try:
                 with claimed(tmp_path / "run", resume=False):
-                    (tmp_path / f"ran-{number}").write_text(json.dumps(number))
-                    time.sleep(0.5)
+                    (tmp_path / f"ran-{number}").touch()
+                    os.read(done[0], 1)  # until all others have ended
             except BadInput:
                 os._exit(2)
             os._exit(0)
-        children.append(child)
-    os.close(reader)
-    os.close(writer)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert sorted(codes) == [0] + [2] * 19
+        children.add(child)
+    os.close(begin[1])
+    codes = []
+    while len(codes) < 20:
+        child, status = os.waitpid(-1, 0)
+        if child in children:
+            codes.append(os.waitstatus_to_exitcode(status))
+        if len(codes) == 19:
+            os.close(done[1])
+    os.close(begin[0])
+    os.close(done[0])
+    assert codes == [2] * 19 + [0]
     assert len(list(tmp_path.glob("ran-*"))) == 1
 
 

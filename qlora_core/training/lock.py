@@ -50,7 +50,11 @@ class FolderLock:
 
     def _acquire(self) -> IO[str]:
         while True:
-            file = self.path.open("a+", encoding="utf-8")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file = self.path.open("a+", encoding="utf-8")
+            except FileNotFoundError:  # a run that ended at once took its empty folder with it
+                continue
             if not _try_lock(file):
                 owner = _owner(file)
                 file.close()

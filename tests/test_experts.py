@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,23 @@ import tiny
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn import Linear4bit
+from safetensors.torch import load_file
 from torch.nn.functional import linear
 
-from qlora_core.errors import BadInput
-from qlora_core.kernels.experts import ExpertStack
+from exams.soak.small import bench
+from qlora_core.errors import BadInput, TrainingStopped
+from qlora_core.kernels import nf4
+from qlora_core.kernels.experts import ExpertStack, quantize_parts
 from qlora_core.models.adapters import adapter_report, attach, check_gradients, lora_config
 from qlora_core.models.expert_adapters import expert_layers
 from qlora_core.models.loader import load_model
 from qlora_core.models.merge import merge
 from qlora_core.models.peft_names import rewritten_names
 from qlora_core.models.trained import put_on, read_adapter
+from qlora_core.registry.hooks import hookimpl
+from qlora_core.registry.manager import PluginRecord, Registry
+from qlora_core.training.progress import Silent
+from qlora_core.training.train import train
 
 FLOAT32 = {"hardware": {"compute_dtype": "torch.float32"}, "settings": {"quantize": "nf4"}}
 EXACT = 1e-4
@@ -70,6 +79,19 @@ def test_products_and_their_gradients_are_those_of_the_dense_weight() -> None:
         (own, own_gradient), (expected, gradient) = results
         assert torch.allclose(own, expected, atol=1e-5)
         assert torch.allclose(own_gradient, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_stack_quantized_in_parts_has_the_bytes_of_the_whole(nested: bool) -> None:
+    torch.manual_seed(0)
+    whole = torch.randn(3, 64, 96).bfloat16()
+    parts = [piece for expert in whole for piece in expert.chunk(2)]
+    how: dict[str, Any] = {"quant_type": "nf4", "nested": nested}
+    packed, state = quantize_parts(parts, whole.shape, **how)
+    expected, other = nf4.quantize(whole, **how)
+    assert not parts  # let go of on the way
+    assert torch.equal(packed, expected)
+    assert torch.equal(dequantize_4bit(packed, state), dequantize_4bit(expected, other))
 
 
 def base(name: str, folder: Path, **changes: Any) -> Path:
@@ -256,3 +278,34 @@ def test_what_peft_has_no_adapter_for_is_refused(tmp_path: Path) -> None:
         lora_config(model, targets="all,experts")
     with pytest.raises(BadInput, match="merged in place"):
         attach(model, targets="experts").merge_adapter()
+
+
+class Stopper:
+    """Sends this process a signal when its third step is done."""
+
+    @hookimpl
+    def qlora_step_finished(self, step: dict[str, Any]) -> None:
+        if step["step"] == 3 and "loss" in step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_run_with_experts_packs_batches_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    with bench() as made:
+        # the tokenizer is the bench's; weights and config are replaced
+        config = {"vocab_size": 320, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+        tiny.build("mixtral", **config).save_pretrained(made.model)
+        how = {"targets": "all,experts", "dropout": 0.0, "max_steps": 4}
+        straight = train(made.settings("straight", **how), progress=Silent())
+        registry = Registry.from_environment(block=["report", "tensorboard"])
+        registry.add(Stopper(), PluginRecord("observer", "test", "1"))
+        with pytest.raises(TrainingStopped, match="after step 3 of 4"):
+            train(made.settings("run", **how), progress=Silent(), registry=registry)
+        resumed = train(made.settings("run", **how, resume=True), progress=Silent())
+        one, other = (
+            load_file(run.adapter / "adapter_model.safetensors") for run in (straight, resumed)
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        losses = [line["loss"] for line in straight.metrics() if "loss" in line]
+        assert losses[-1] < losses[0]

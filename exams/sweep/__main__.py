@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 
 from exams.suite import Suite, main
-from exams.sweep import detection, fallback, image_text, nf4, time_travel
+from exams.sweep import detection, experts, fallback, image_text, nf4, time_travel
 
 SUITES: list[Suite] = [
     detection.NAMES,
     detection.TARGETS,
     nf4.SUITE,
+    experts.SUITE,
     fallback.SUITE,
     time_travel.SUITE,
     image_text.SUITE,

@@ -53,7 +53,13 @@ def cases(count: int, seed: int) -> Iterator[Case]:
             yield examined(name, configs[name], Path(folder))
 
 
-def examined(name: str, config: zoo.Config, root: Path, family: Architecture | None = None) -> Case:
+def examined(
+    name: str,
+    config: zoo.Config,
+    root: Path,
+    family: Architecture | None = None,
+    targets: str = "all",
+) -> Case:
     """One type through all promises; the first that is broken fails it.
 
     ``family`` takes the place of the one that is detected.
@@ -62,14 +68,18 @@ def examined(name: str, config: zoo.Config, root: Path, family: Architecture | N
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _examine(config, root, figures, family)
+            _examine(config, root, figures, family, targets)
     except Exception as error:
         return Case(name, False, f"{type(error).__name__}: {str(error)[:300]}", figures)
     return Case(name, True, figures=figures)
 
 
 def _examine(
-    config: zoo.Config, root: Path, figures: dict[str, float], family: Architecture | None
+    config: zoo.Config,
+    root: Path,
+    figures: dict[str, float],
+    family: Architecture | None,
+    targets: str,
 ) -> None:
     base = root / "base"
     zoo.save(config, base)
@@ -80,7 +90,8 @@ def _examine(
     words = zoo.text(loaded.model)
     plain = _dequantized_twin(loaded.model, base)
     figures["nf4 against dequantized"] = _same(plain, loaded.model, words)
-    model = attach(loaded.model, architecture=loaded.detection.architecture, rank=4)
+    architecture = loaded.detection.architecture
+    model = attach(loaded.model, architecture=architecture, rank=4, targets=targets)
     figures["loss after ten steps"] = _trained(model, words)
     adapter = _saved(model, root / "run" / "adapter")
     trained = logits(model.eval(), words)
@@ -217,6 +228,6 @@ SUITE = Suite(
     name="nf4",
     promise="each type is 4-bit, computes what its dequantized weights do, learns and merges",
     cases=cases,
-    full=189,
+    full=len(zoo.text_models()),
     quick=12,
 )

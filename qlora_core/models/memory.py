@@ -148,9 +148,7 @@ class _Shape:
     """Sum of the outputs of one layer's linear maps, active experts included."""
     widest: int
     largest: int
-    """Weights of the largest matrix that is dequantized at once."""
-    stacks: int
-    """Weights of one layer's expert stacks, dequantized for the time of its backward pass."""
+    """Weights of the largest matrix that is dequantized at once: of a layer or of one expert."""
     scores: int
     """Attention scores per token where they are written out: heads times length; else 0."""
 
@@ -158,13 +156,13 @@ class _Shape:
     def of(cls, structure: Structure, skeleton: Any, length: int) -> _Shape:
         config = skeleton.config.get_text_config()
         active = int(getattr(config, "num_experts_per_tok", None) or 1)
-        outputs, stacks = dict.fromkeys(structure.layers, 0), dict.fromkeys(structure.layers, 0)
+        outputs = dict.fromkeys(structure.layers, 0)
         inner = [linear for linear in structure.linears if linear.layer]
         for linear in inner:
             outputs[str(linear.layer)] += linear.out_features
         for stack in structure.experts:
             outputs[stack.layer] += active * max(stack.shape[1:])
-            stacks[stack.layer] += stack.parameters
+        experts = (stack.parameters // max(stack.shape[0], 1) for stack in structure.experts)
         heads = int(getattr(config, "num_attention_heads", None) or 1)
         return cls(
             layers=len(structure.layers),
@@ -172,15 +170,14 @@ class _Shape:
             vocabulary=int(skeleton.get_input_embeddings().weight.shape[0]),
             outputs=max(outputs.values(), default=0),
             widest=max((linear.out_features for linear in inner), default=0),
-            largest=max((linear.parameters for linear in inner), default=0),
-            stacks=max(stacks.values(), default=0),
+            largest=max((*(linear.parameters for linear in inner), *experts), default=0),
             scores=0 if getattr(skeleton, "_supports_sdpa", True) else heads * length,
         )
 
     def saved(self, tokens: int) -> float:
         """Bytes that one layer keeps for its backward pass, in a 16-bit compute dtype."""
         per_token = SAVED_PER_WIDTH * self.hidden + SAVED_PER_OUTPUT * self.outputs
-        return tokens * (per_token + 6 * self.scores) + 2 * self.stacks
+        return tokens * (per_token + 6 * self.scores)
 
     def backward(self, tokens: int) -> float:
         """Bytes of one layer's temporaries, its largest dequantized matrix among them."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from qlora_core.errors import CheckFailed, TrainingStopped
+from qlora_core.models.peft_names import fill
 from qlora_core.training import files
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -98,7 +99,7 @@ def load_adapter(path: Path, model: PeftModel) -> None:
             f"{path} holds another adapter: {len(differing)} other tensors ({differing[0]})",
             "resume with the rank and the targets that the run was started with",
         )
-    set_peft_model_state_dict(model, saved)
+    fill(model, saved)
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:

@@ -103,6 +103,9 @@ llama_like = Architecture(
         "brumby",
         "deci",
         "nemotron-nas",
+        "dream",
+        "mimo",
+        "mobilellm",
     ),
     class_names=(
         "BitNetForCausalLM",

@@ -178,6 +178,22 @@ def test_a_decoder_with_cross_attention_gets_longer_names() -> None:
     assert "encoder_attn.q_proj" in found.targets().never
 
 
+def test_cross_attention_whose_names_are_the_others_stands_outside() -> None:
+    config = {**installed().architectures["bert"].example, "is_decoder": True,
+              "add_cross_attention": True}  # fmt: skip
+    found = structure_of(config)
+    assert (found.targets().outside, found.nameless()) == (("crossattention",), frozenset())
+    assert found.targets().mlp == ("intermediate.dense", "output.dense")
+
+
+def test_a_shared_expert_as_wide_as_there_are_experts_is_no_router() -> None:
+    found = structure_of({**MOE, "num_experts": 64, "hidden_size": 96})
+    shared = {
+        x.path.rpartition(".")[2]: x.role for x in found.linears if "shared_expert." in x.path
+    }
+    assert shared == dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp")
+
+
 # --- code that uses weights -------------------------------------------------------------------
 
 
@@ -318,12 +334,10 @@ def test_a_sample_of_all_types_is_read_rightly(name: str, shared: Path) -> None:
 
 
 KNOWN_EXCEPTIONS = {
-    "bert@xattn": "only a layer's number tells its own output.dense from cross-attention's",
     "blt": "the patcher runs without gradients, and cross-attention's queries see one key",
     "deepseek_v4": "its compressor takes part in long texts only",
     "mllama": "a text skips the layers that look at an image, their MLPs too",
     "reformer": "a layer called value is adaptable in one kind of attention, raw in the other",
-    "vlm:blip": "as bert@xattn",
     "vlm:pi0": "no causal decoder: a policy for robots, whose text model serves as an encoder",
     "vlm:t5gemma2": "an encoder-decoder, with the tower inside the encoder",
     "vlm:vision-encoder-decoder": "its tower bears the name of a part of its text model",

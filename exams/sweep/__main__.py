@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from exams.suite import Suite, main
-from exams.sweep import detection, experts, fallback, image_text, nf4, time_travel
+from exams.sweep import detection, experts, fallback, image_text, legacy, nf4, time_travel
 
 SUITES: list[Suite] = [
     detection.NAMES,
@@ -13,8 +13,10 @@ SUITES: list[Suite] = [
     nf4.SUITE,
     experts.SUITE,
     fallback.SUITE,
+    fallback.FULL_SIZE,
     time_travel.SUITE,
     image_text.SUITE,
+    legacy.SUITE,
 ]
 
 if __name__ == "__main__":

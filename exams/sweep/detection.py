@@ -128,13 +128,13 @@ NAMES = Suite(
     name="names",
     promise="each causal-LM type and variant is detected by its name, without torch",
     cases=names,
-    full=212,
-    quick=212,
+    full=1 + len(zoo.CAUSAL | zoo.text_models().keys()),
+    quick=1 + len(zoo.CAUSAL | zoo.text_models().keys()),
 )
 TARGETS = Suite(
     name="targets",
     promise="stated targets are those that learn, and those of the structure",
     cases=targets,
-    full=211,
+    full=len(zoo.text_models()),
     quick=16,
 )

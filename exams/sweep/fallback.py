@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from exams.suite import Case, Suite
 from exams.sweep import zoo
-from exams.sweep.detection import UNNAMED, barred, described_by_nobody, reached
+from exams.sweep.detection import UNNAMED, barred, described_by_nobody, reached, read_off
+from exams.sweep.share import large
 from qlora_core import Architecture, Structure, analyse, build_skeleton, detect
+from qlora_core.errors import BadInput
 from qlora_core.models.names import hits
 from qlora_core.registry.detection import Fit
 
@@ -32,6 +34,20 @@ def cases(count: int, seed: int) -> Iterator[Case]:
         yield Case(name, not wrong, "; ".join(wrong))
 
 
+def at_full_size(count: int, seed: int) -> Iterator[Case]:
+    """Every type as its default config describes it, which small configs may differ from."""
+    configs = {name: config for name, config in zoo.text_models().items() if "@" not in name}
+    for name in zoo.chosen(configs, count, seed):
+        model, kind = large(configs[name]), str(configs[name]["model_type"])
+        family = detect({**model.config.to_dict(), "model_type": kind}).architecture
+        structure = analyse(model)
+        try:
+            wrong = differences(family, read_off(structure, kind), structure)
+        except BadInput as error:
+            wrong = [error.problem]
+        yield Case(name, not wrong, "; ".join(wrong))
+
+
 def differences(stated: Architecture, read: Architecture, structure: Structure) -> list[str]:
     """Where plugin and fallback part, beyond what ``UNNAMED`` explains."""
     ours, theirs = reached(stated, structure), reached(read, structure)
@@ -50,10 +66,17 @@ def differences(stated: Architecture, read: Architecture, structure: Structure) 
     return wrong
 
 
+FULL_SIZE = Suite(
+    name="full size",
+    promise="at the size of a type's default config, family and structure agree",
+    cases=at_full_size,
+    full=sum("@" not in name for name in zoo.text_models()),
+    quick=8,
+)
 SUITE = Suite(
     name="fallback",
     promise="with its family removed, each type's structure gives the same targets",
     cases=cases,
-    full=211,
+    full=len(zoo.text_models()),
     quick=40,
 )

@@ -33,13 +33,14 @@ def full_size(small: Mapping[str, Any], packed: Iterable[str]) -> tuple[float, d
     """
     known = {_inner(name) for name in packed}
     counts: Counter[str] = Counter()
-    for name, weights in matrices(_large(small)):
+    for name, weights in matrices(large(small)):
         counts[_inner(name)] += weights
     rest = {name: BYTES * count for name, count in counts.items() if name not in known}
     return 1 - sum(rest.values()) / BYTES / max(counts.total(), 1), rest
 
 
-def _large(small: Mapping[str, Any]) -> nn.Module:
+def large(small: Mapping[str, Any]) -> nn.Module:
+    """The model of the type's default config, or of ``small`` made wider, on the meta device."""
     kind = small["model_type"]
     for config in (lambda: CONFIG_MAPPING[kind]().to_dict(), lambda: _wider(small), lambda: small):
         with suppress(Exception):  # defaults that do not fit together; sizes that must agree

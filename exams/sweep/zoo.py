@@ -87,7 +87,7 @@ def _examples() -> Iterator[tuple[str, Config]]:
                 yield kind, {**family.example, "model_type": kind}
 
 
-def chosen(configs: Mapping[str, Config], count: int, seed: int) -> list[str]:
+def chosen(configs: Mapping[str, Any], count: int, seed: int) -> list[str]:
     """``count`` of the names, spread evenly from the ``seed``-th on: another share each day."""
     names = sorted(configs)
     step = max(len(names) // max(count, 1), 1)

@@ -146,9 +146,10 @@ def _is_router(chain: Sequence[Link], module: nn.Module, experts: Collection[int
     inner = chain[1:]
     if any("router" in text.lower() for link in inner for text in (link.name, _class(link))):
         return True
-    return bool(experts) and (
-        width in experts or (width == 1 and _ROUTER.search(inner[-1].name) is not None)
-    )
+    if width == 1 and experts:
+        return _ROUTER.search(inner[-1].name) is not None
+    # a shared expert may be as wide as there are experts: then its name and place tell
+    return width in experts and (len(inner) < 3 or any(names_router(*link) for link in inner))
 
 
 def _acts_linear(module: nn.Module) -> bool:

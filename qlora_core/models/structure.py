@@ -19,7 +19,7 @@ from qlora_core.models.roles import Link
 __all__ = ["ExpertStack", "LinearLayer", "Structure", "analyse"]
 
 _SENSES = re.compile(r"vision|visual|image|video|audio|speech|vq|perceiver|qformer", re.IGNORECASE)
-_LEAST_SHARE = 0.01
+_LEAST_SHARE = 0.001
 """A module list with less of the linear weights is not a list of decoder layers."""
 
 

@@ -248,6 +248,22 @@ def test_file_modes_follow_the_umask(folder: Path, umask: int) -> None:
     assert {stat.S_IMODE(p.stat().st_mode) for p in path.iterdir()} == {0o666 & ~umask}
 
 
+def test_folders_within_a_result_are_sealed_too(tmp_path: Path) -> None:
+    """A tokenizer with several chat templates keeps them in a folder of their own."""
+
+    def write(staging: Path) -> None:
+        (staging / "templates").mkdir()
+        (staging / "templates" / "tools.jinja").write_text("{{ messages }}")
+
+    result = tmp_path / "adapter"
+    files.publish(result, write, size=1, facts={})
+    assert files.damage(result) is None
+    (result / "templates" / "tools.jinja").write_text("{{ damaged! }}")
+    assert files.damage(result) == "templates/tools.jinja is damaged"
+    (result / "templates" / "tools.jinja").unlink()
+    assert files.damage(result) == "templates/tools.jinja is missing"
+
+
 CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
 
 

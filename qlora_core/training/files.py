@@ -97,7 +97,7 @@ def damage(folder: Path) -> str | None:
     """Why ``folder`` is not what ``publish`` left, or None: every size and SHA-256 is compared."""
     try:
         files = read_manifest(folder)["files"]
-        present = {path.name for path in folder.iterdir()} - {MANIFEST}
+        present = {_name(path, folder) for path in folder.rglob("*")}
         if missing := sorted(set(files) - present):
             return f"{missing[0]} is missing"
         for name, facts in files.items():
@@ -223,12 +223,18 @@ def _seal(staging: Path, facts: Mapping[str, Any]) -> None:
     umask = os.umask(0)
     os.umask(umask)
     files = {}
-    for path in sorted(staging.iterdir()):
-        path.chmod(0o666 & ~umask)  # safetensors makes files that nobody else can read
+    for path in sorted(staging.rglob("*")):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)  # safetensors makes files that nobody else can read
+            files[_name(path, staging)] = {"sha256": sha256(path), "size": path.stat().st_size}
         sync(path)
-        files[path.name] = {"sha256": sha256(path), "size": path.stat().st_size}
     value = {"schema": 1, **facts, "files": files}
     write_json(staging / MANIFEST, value | {"digest": _digest(value)})
+
+
+def _name(path: Path, folder: Path) -> str:
+    """In a manifest: the same on every system."""
+    return path.relative_to(folder).as_posix()
 
 
 def _text(value: Any) -> str:

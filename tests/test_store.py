@@ -11,7 +11,6 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM
 
 from qlora_core.cli.main import main
-from qlora_core.errors import BadInput
 from qlora_core.models.loader import load_model
 from qlora_core.models.store import quantize
 
@@ -46,10 +45,15 @@ def test_layers_of_a_class_that_transformers_leaves_in_16_bits_are_named(tmp_pat
     assert load_model(tmp_path / "q", device="cpu").quantization.missed == ()
 
 
-def test_expert_stacks_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="expert stacks"):
-        quantize(tiny.save("mixtral", tmp_path / "base"), tmp_path / "q", device="cpu")
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+@pytest.mark.parametrize("name", ["mixtral", "mamba"])
+def test_experts_and_weights_that_kernels_read_are_kept_in_4_bits(
+    name: str, tmp_path: Path
+) -> None:
+    report = quantize(tiny.save(name, tmp_path / "base"), tmp_path / "q", device="cpu")
+    base, ours = (load_model(tmp_path / f, device="cpu") for f in ("base", "q"))
+    assert ours.quantization.quantized == base.quantization.quantized
+    assert torch.equal(logits(base.model), logits(ours.model))
+    assert report.ours_only
 
 
 def test_what_is_4_bit_already_and_what_exists_are_refused(

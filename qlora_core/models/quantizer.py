@@ -26,7 +26,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 from qlora_core.errors import BadInput
 from qlora_core.kernels import nf4
 from qlora_core.kernels.experts import ExpertStack, quantize_parts
-from qlora_core.models.expert_loading import Parts, in_parts
+from qlora_core.models.expert_loading import Parts, carrying, in_parts, unpacking
 from qlora_core.models.names import hits
 from qlora_core.models.on_access import dequantize_on_access
 from qlora_core.models.quantization import (
@@ -118,6 +118,13 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
         """Also true for the expert parameters that the family names."""
         return super().param_needs_quantization(model, param_name) or self._is_expert(param_name)
 
+    def get_weight_conversions(self) -> list[Any]:
+        """How the tensors of a 4-bit folder become parameters."""
+        settings = self.quantization_config
+        names = (*settings.expert_parameters, *settings.read_parameters)
+        own = [unpacking(name, self) for name in names] if self.pre_quantized else []
+        return [*own, *super().get_weight_conversions()]
+
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """Of newer releases of transformers: experts come one by one where they are stored so."""
         names = [name for name, _ in model.named_parameters()]
@@ -205,9 +212,7 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers ships no
             packed, state = quantize_parts(value.pieces, value.shape, **how)
         else:
             packed, state = nf4.quantize(value.contiguous(), **how)
-        parameter = nn.Parameter(packed, requires_grad=False)
-        parameter.expert_state = state  # type: ignore[attr-defined]  # until it is a stack
-        return parameter
+        return carrying(packed, state)
 
 
 def _make_plain(model: nn.Module, kept: set[str]) -> None:

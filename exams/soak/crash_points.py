@@ -27,6 +27,11 @@ EVERY = 1_500
 AFTERMATHS = ("killed", "power cut", "power cut, names kept")
 
 
+SHORT: dict[str, Any] = {
+    "max_steps": 4, "save_every": 2, "plain": True, "batch_size": 1, "gradient_accumulation": 1,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Scene:
     """A folder as a crash may find it."""
@@ -54,7 +59,7 @@ class Set:
 
     def __init__(self, scene: Scene, bench: small.Bench) -> None:
         self.scene = scene
-        changes = {"max_steps": 4, "save_every": 2, "plain": True} | scene.changes
+        changes = SHORT | scene.changes
         self.run = Rehearsal(bench, scene.name, **changes)
         if scene.died_at:
             self.run.reset()

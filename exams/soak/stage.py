@@ -33,7 +33,7 @@ from qlora_core.models.loader import LoadedModel
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.hooks import hookimpl
 from qlora_core.registry.manager import PluginRecord, Registry
-from qlora_core.training import checkpoints, setup
+from qlora_core.training import checkpoints, setup, train
 from qlora_core.training.schema import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,6 +178,15 @@ class Stage:
         return self.fork(lambda cells: _train(given, cells), fault)
 
 
+RENDERED = (
+    (bounded, "_asked"),
+    (verify, "_golden"),
+    (verify, "identify_prompt_format"),
+    (train, "template_report"),
+)
+"""What asks chat templates: the process that renders them starts slowly."""
+
+
 class Warm(NamedTuple):
     """What runs of one model have in common."""
 
@@ -195,8 +204,8 @@ def share(settings: TrainSettings) -> None:
     Only runs of this model, these data and this split of them may be forked then.
     """
     if not _warm:
-        bounded._asked = _remembered(bounded._asked)
-        verify._golden = _remembered(verify._golden)
+        for module, name in RENDERED:
+            setattr(module, name, _remembered(getattr(module, name)))
         _share_from_here()
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "run")
@@ -238,7 +247,7 @@ def _share_from_here() -> None:
 
 
 def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What chat templates render, made once: the process that makes it starts slowly."""
+    """The function's answers, each found once."""
     known: dict[str, Any] = {}
 
     def remember(*given: Any) -> Any:

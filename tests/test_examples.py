@@ -6,15 +6,18 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import qlora_base
+import tiny
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import qlora_core
 from qlora_core.cli.snippets import snippet
+from qlora_core.models.adapters import adapter_report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,8 +52,20 @@ def test_the_printed_snippet_for_peft_runs(
     assert trainable == "163,840"
 
 
+@pytest.mark.parametrize("targets", ["all", "all,experts"])
+def test_the_printed_snippet_for_a_mixture_of_experts_adapts_what_was_asked(
+    targets: str, tmp_path: Path
+) -> None:
+    tiny.save("deepseek", tmp_path)
+    code = snippet(qlora_core.detect(tmp_path, targets=targets), "peft", 8)
+    found: dict[str, Any] = {}
+    exec(compile(code, "snippet", "exec"), found)
+    adapted = adapter_report(found["model"])["by_role"]
+    assert adapted["mlp"]["modules"] == 6
+    assert ("experts" in adapted) == ("experts" in targets)
+
+
 def test_the_printed_snippet_says_so_when_nothing_became_4_bit(tmp_path: Path) -> None:
-    import tiny
 
     folder = tiny.save("falcon", tmp_path)
     code = compile(snippet(qlora_core.detect(folder), "peft", 8), "snippet", "exec")
@@ -66,7 +81,6 @@ def test_the_printed_snippet_says_so_when_nothing_became_4_bit(tmp_path: Path) -
 @pytest.mark.parametrize("target", ["peft", "trl"])
 @pytest.mark.parametrize("family", ["gemma3", "mixtral", "gpt2"])
 def test_a_snippet_is_python_for_every_shape_of_targets(target: str, family: str) -> None:
-    import tiny
 
     detection = qlora_core.detect(dict(tiny.family(family).example))
     compile(snippet(detection, target, 16), "snippet", "exec")

@@ -144,7 +144,7 @@ def apart(own: torch.Tensor, other: torch.Tensor) -> float:
     return float((own - other).abs().max() / own.std())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4", "dbrx"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4_text", "dbrx"])
 def test_4_bit_experts_compute_what_their_dequantized_weights_do(name: str, tmp_path: Path) -> None:
     model = load(base(name, tmp_path)).eval()
     assert any(isinstance(part, ExpertStack) for part in model.modules())
@@ -226,7 +226,7 @@ def test_checkpointing_changes_no_gradient_of_an_expert(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("name", ["mixtral", "deepseek", "qwen3_next", "llama4", "jetmoe"])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek", "qwen3_next", "llama4_text", "jetmoe"])
 def test_adapters_on_experts_reload_bit_by_bit_and_in_plain_peft_and_merge(
     name: str, tmp_path: Path
 ) -> None:

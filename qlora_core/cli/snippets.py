@@ -56,11 +56,42 @@ model = AutoModelForCausalLM.from_pretrained({model!r}, quantization_config=quan
 )
 trainer.train()
 """
+_EXPERTS = """\
+# transformers leaves this family's experts in 16 bits, and PEFT may take its targets for others
+model, tokenizer = qlora_core.load({model!r})
+model = qlora_core.attach(model, targets={scope!r}, rank={rank}, alpha={alpha})
+"""
+_EXPERTS_PEFT = """\
+import qlora_core
+
+{load}model.print_trainable_parameters()
+"""
+_EXPERTS_TRL = """\
+import qlora_core
+from datasets import load_dataset
+from trl import SFTConfig, SFTTrainer
+
+{load}trainer = SFTTrainer(
+    model=model,
+    processing_class=tokenizer,
+    args=SFTConfig(output_dir="output"),
+    train_dataset=load_dataset("json", data_files="train.jsonl", split="train"),
+)
+trainer.train()
+"""
 
 
 def snippet(detection: Detection, target: str, rank: int) -> str:
-    """Runnable code for ``peft`` or ``trl`` with this model's targets and skip list."""
+    """Runnable code for ``peft`` or ``trl`` with this model's targets and skip list.
+
+    Mixtures of experts are loaded and adapted by ourselves: what plain PEFT makes of them differs.
+    """
     targets = detection.targets
+    if detection.architecture.targets.experts:
+        load = _EXPERTS.format(
+            model=detection.model, scope=targets.scope, rank=rank, alpha=2 * rank
+        )
+        return {"peft": _EXPERTS_PEFT, "trl": _EXPERTS_TRL}[target].format(load=load)
     more = "".join(
         f"\n    {name}={value!r},"
         for name, value in (

@@ -136,20 +136,10 @@ def test_any_plain_choice_of_adapters_is_computed(lora: dict[str, Any]) -> None:
 def test_in_four_bits_and_bfloat16_its_gradient_is_as_exact_as_pefts(
     name: str, dropout: float, tmp_path: Path
 ) -> None:
-    config = AutoConfig.for_model(name, **FITTING[name])
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
-
-    def quantized(dtype: torch.dtype) -> Any:
-        base = load_model(tmp_path, compute_dtype=dtype, device="cpu").model
-        model = attach(base, rank=4, dropout=dropout).train()
-        drawn = torch.Generator().manual_seed(3)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = torch.randn(parameter.shape, generator=drawn) * 0.1
-        return model
-
-    exact, model = quantized(torch.float32), quantized(torch.bfloat16)
+    exact, model = (
+        quantized(name, FITTING[name], dtype, dropout, tmp_path)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     parts = find_head(model, autocast)
     packing.prepare(model.get_base_model(), parts, autocast)
     reference_loss, _ = padded_free(exact)
@@ -160,6 +150,22 @@ def test_in_four_bits_and_bfloat16_its_gradient_is_as_exact_as_pefts(
     assert len(fast.layers) == 2
     ours = [together(model, packed_loss(parts), seed, autocast) for seed in seeds]
     assert error(ours, references) <= 1.2 * error(plain, references)
+
+
+def quantized(
+    name: str, values: dict[str, Any], dtype: torch.dtype, dropout: float, folder: Path
+) -> Any:
+    """The same random model in 4 bits, with the same adapters, computing in ``dtype``."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **values)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    base = load_model(folder, compute_dtype=dtype, device="cpu").model
+    model = attach(base, rank=4, dropout=dropout).train()
+    drawn = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape, generator=drawn) * 0.1
+    return model
 
 
 def autocast() -> torch.autocast:

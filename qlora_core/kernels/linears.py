@@ -40,11 +40,12 @@ class Member:
         self.module = module
         self.base = module.get_base_layer() if isinstance(module, LoraLayer) else module
         self.adapter = _adapter(module) if isinstance(module, LoraLayer) else None
-        if type(self.base) not in (nn.Linear, Linear4bit):
+        four_bit = isinstance(self.base, Linear4bit)
+        if not isinstance(self.base, nn.Linear) or self.base.weight.is_floating_point() == four_bit:
             raise Unfit(f"a linear layer is a {type(self.base).__name__}")
         if self.base.weight.requires_grad or self.base._forward_hooks or module._forward_hooks:
             raise Unfit("a linear layer is trained, or carries hooks")
-        if isinstance(self.base, Linear4bit) and self.base.weight.quant_state is None:
+        if four_bit and getattr(self.base.weight, "quant_state", None) is None:
             raise Unfit("a linear layer is not quantized yet")
         self.outputs, self.inputs = shape_of(self.base)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from qlora_core.kernels import fast_layers, packing
+from qlora_core.kernels import fast_layers, fast_linears, packing
 from qlora_core.kernels.fast_layers import FastLayers
 from qlora_core.kernels.head_probe import LabelHead, Unfit, find_head
 from qlora_core.training.losses import IGNORED, Batch, Loss, label_only_loss, summed_loss
 from qlora_core.training.precision import Precision
 from qlora_core.training.runs import Run
-
 
 REPAYS = 1e15
 """Operations (4 per weight and token) from which compiling is tried unasked: some 40 minutes of
@@ -60,22 +60,55 @@ def choose_road(run: Run, model: Any, precision: Precision, *, plain: bool) -> R
     taken["head"] = "label-only"
     if precision.device.type != "cpu":
         return Road(label_only_loss(parts))
-    base = model.get_base_model()
+    packed, fast = _pack(run, model, parts, precision), None
+    if packed:
+        fast = _layers(run, model, parts, precision)
+    _linears(run, model, parts, precision, but=fast.layers if fast else ())
+    return Road(packed_loss(parts) if packed else label_only_loss(parts), packed, fast)
+
+
+def _pack(run: Run, model: Any, parts: LabelHead, precision: Precision) -> bool:
     try:
-        packing.prepare(base, parts, precision.autocast)
+        packing.prepare(model.get_base_model(), parts, precision.autocast)
     except Unfit as reason:
         _note(run, "padded-batches", "samples are padded, not packed", reason)
-        return Road(label_only_loss(parts))
-    taken["batches"] = "packed"
+        return False
+    run.record["fast_path"]["batches"] = "packed"
+    return True
+
+
+def _layers(run: Run, model: Any, parts: LabelHead, precision: Precision) -> FastLayers | None:
     try:
-        fast = fast_layers.install(base, parts, precision.autocast)
+        fast = fast_layers.install(model.get_base_model(), parts, precision.autocast)
     except Unfit as reason:
         _note(run, "own-layers", "layers compute by their own code", reason)
-        return Road(packed_loss(parts), packed=True)
-    taken["layers"] = f"{len(fast.layers)} of {len(fast.layers) + len(fast.refused)} by hand"
+        return None
     for path, why in fast.refused.items():
         _note(run, "own-layers", f"{path} computes by its own code", Unfit(why))
-    return Road(packed_loss(parts), packed=True, fast=fast)
+    total = len(fast.layers) + len(fast.refused)
+    run.record["fast_path"]["layers"] = f"{len(fast.layers)} of {total} by hand"
+    return fast
+
+
+def _linears(
+    run: Run, model: Any, parts: LabelHead, precision: Precision, *, but: Collection[str]
+) -> None:
+    """Linear layers that are in no layer by hand, fused with their adapters."""
+    base = model.get_base_model()
+    inside = sum(
+        isinstance(m, LoraLayer) for p in but for m in parts.decoder.get_submodule(p).modules()
+    )
+    left = sum(isinstance(m, LoraLayer) for m in base.modules()) - inside
+    if not left:
+        return
+    taken = run.record["fast_path"]
+    try:
+        fused = fast_linears.install(base, parts, precision.autocast, but=but)
+    except Unfit as reason:
+        taken["linears"] = "own"
+        _note(run, "own-linears", "linear layers compute by PEFT's code", reason)
+        return
+    taken["linears"] = f"{fused} of {left} fused"
 
 
 def compile_where_it_repays(

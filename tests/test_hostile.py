@@ -17,6 +17,7 @@ from exams.soak import (
     hostile_folders,
     injection,
     plugin_faults,
+    remote_code,
 )
 from exams.suite import Suite
 
@@ -57,3 +58,8 @@ def test_hostile_adapters_are_refused_in_one_message() -> None:
 
 def test_faulty_plugins_are_named_and_the_others_work() -> None:
     assert failures(plugin_faults.SUITE, 24) == []
+
+
+@pytest.mark.slow
+def test_code_that_comes_with_a_model_never_runs() -> None:
+    assert failures(remote_code.SUITE, 20) == []

@@ -23,6 +23,7 @@ from exams.soak import (
     numeric,
     plugin_faults,
     ranks,
+    remote_code,
     resume,
     signals,
 )
@@ -54,6 +55,7 @@ SUITES: list[Suite] = [
     hostile_adapters.SUITE,
     hostile_templates.SUITE,
     plugin_faults.SUITE,
+    remote_code.SUITE,
 ]
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ DECIDING: dict[str, tuple[str, Change]] = {
     "overlong rows": ("overlong", setting(overlong="drop")),
     "trusted roles": ("trusted_roles", setting(trusted_roles="system")),
     "recomputed activations": ("gradient_checkpointing", setting(gradient_checkpointing="on")),
+    "compiled or not": ("compile", setting(compile="off")),
     "plain road": ("plain", setting(plain=True)),
     "evaluation share": ("eval_split", setting(eval_split=0.4)),
     "evaluation interval": ("eval_every", setting(eval_every=2)),
@@ -188,12 +189,13 @@ HARMLESS: dict[str, tuple[str, Change]] = {
     "saved more often": ("save_every", setting(save_every=1)),
     "more checkpoints kept": ("keep", setting(keep=5)),
     "sample prompts": ("sample_prompts", setting(sample_prompts=2)),
+    "memory budget": ("memory_budget", setting(memory_budget="1GiB")),
     "tracker": ("trackers", setting(trackers=("tensorboard",), block=("report",))),
     "offline": ("offline", setting(offline=True)),
     "revision of a local folder": ("revision", setting(revision="v2")),
     "a plugin that only watches": ("plugin", _watching_plugin),
     "a plugin switched off": ("block", setting(block=("report", "tensorboard", "xlstm"))),
-    "code of its own allowed": ("trust_remote_code", setting(trust_remote_code=True)),
+    "code of its own allowed": ("trust_remote_code", setting(trust_remote_code="0" * 64)),
 }
 
 
@@ -303,10 +305,18 @@ def cases(count: int, seed: int) -> Iterator[Case]:
             yield stage.tried(name)
 
 
+def on_plain(count: int, seed: int) -> Iterator[Case]:
+    """The same harm done to plain transformers and PEFT."""
+    from exams.soak import plain_faults  # which takes the harm from here
+
+    return plain_faults.changed(count, seed)
+
+
 SUITE = Suite(
     name="changes",
     promise="a changed setting, input or release is refused with both values, or decides nothing",
     cases=cases,
     full=1 + len(DECIDING) + len(HARMLESS),
     quick=10,
+    baseline=on_plain,
 )

@@ -20,6 +20,8 @@ from qlora_core.errors import QloraError
 EVENTS = ("socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system",
           "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class")  # fmt: skip
 """What Python reports to an audit hook, and a model's files must never cause."""
+OURS = ("qlora_core.data.bounded_child", "'uname'")
+"""Programs that are started on purpose: what renders templates, and Python's own `platform`."""
 
 
 class TookTooLong(BaseException):
@@ -57,7 +59,7 @@ _installed: list[bool] = []
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _current and event in EVENTS and "qlora_core.data.bounded_child" not in str(arguments):
+    if _current and event in EVENTS and not any(own in str(arguments) for own in OURS):
         names = [a for a in arguments if isinstance(a, str)][:2]
         _current[-1].events.append(" ".join([event, *names]))
 

@@ -16,6 +16,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture", metavar="NAME", help="take this family, whatever fits")
 
 
+def add_trust_flag(parser: argparse.ArgumentParser) -> None:
+    """Which code of a model's own may run."""
+    parser.add_argument(
+        "--trust-remote-code", metavar="SHA256",
+        help="run the Python code that the model's folder brings, if this is its hash",
+    )  # fmt: skip
+
+
 def add_plugin_flags(parser: argparse.ArgumentParser) -> None:
     """Which plugins take part."""
     parser.add_argument(

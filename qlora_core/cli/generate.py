@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from qlora_core.cli.common import add_model_flags, add_plugin_flags, registry_from
+from qlora_core.cli.common import add_model_flags, add_plugin_flags, add_trust_flag, registry_from
 from qlora_core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
         help="default: as the adapter was trained; nf4 for a model without adapter",
     )  # fmt: skip
     parser.add_argument("--device", help="default: the accelerator, else the CPU")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the folder's code")
+    add_trust_flag(parser)
     add_model_flags(parser)
     add_plugin_flags(parser)
     parser.set_defaults(run=run)

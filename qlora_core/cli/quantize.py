@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qlora_core.cli.common import add_model_flags, add_plugin_flags, registry_from
+from qlora_core.cli.common import add_model_flags, add_plugin_flags, add_trust_flag, registry_from
 
 
 def add(commands: Any) -> None:
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         "--no-check", dest="check", action="store_false", help="do not open it again and compare"
     )
     parser.add_argument("--device", help="default: the accelerator, else the CPU")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the folder's code")
+    add_trust_flag(parser)
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     add_model_flags(parser)
     add_plugin_flags(parser)

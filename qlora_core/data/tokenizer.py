@@ -14,6 +14,8 @@ from qlora_core.data.codec import codec_of, source_of
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
 from qlora_core.facts.tokenizer import TokenizerPolicy
+from qlora_core.models.checkpoint import fetch
+from qlora_core.models.remote_code import Trust, require_trusted
 from qlora_core.models.skeleton import register_classes
 from qlora_core.registry.detect import installed
 from qlora_core.registry.files import ModelFolder
@@ -39,7 +41,7 @@ def load_tokenizer(
     *,
     revision: str | None = None,
     offline: bool = False,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     registry: Registry | None = None,
 ) -> Any:
     """The tokenizer of the model at ``path``, with the family's policy where it says nothing.
@@ -57,18 +59,23 @@ def load_tokenizer(
             "copy the tokenizer's files into the folder, or give the folder that has them",
         )
     settings = folder.json("tokenizer_config.json") or {}
-    if "AutoTokenizer" in (settings.get("auto_map") or {}) and not trust_remote_code:
+    own_code = "AutoTokenizer" in (settings.get("auto_map") or {})
+    if own_code and not trust_remote_code:
         raise BadInput(
             f"the tokenizer of {path} is Python code of its own, which was not run",
             "prefer a checkpoint of this model that transformers reads natively (often named "
             "...-hf); or read the code and allow it with --trust-remote-code",
         )
+    where = folder.folder or path
+    if own_code:
+        where = fetch(path, revision=revision, offline=offline, trust_remote_code=True)
+        require_trusted(where, trust_remote_code)
     register_classes(architecture)  # transformers reads the config to choose a class
     tokenizer = read_tokenizer(
-        folder.folder or path,
+        where,
         revision=revision,
         offline=offline or folder.folder is not None,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=own_code,
     )
     apply_policy(tokenizer, architecture)
     (registry or installed()).prepare("qlora_prepare_tokenizer", tokenizer, architecture)

@@ -16,6 +16,7 @@ from transformers import modeling_utils
 from transformers.utils import logging as transformers_logging
 
 from qlora_core.errors import BadInput
+from qlora_core.models.remote_code import Trust
 from qlora_core.registry import hub
 from qlora_core.registry.files import ModelFolder, read_json
 
@@ -34,7 +35,7 @@ def fetch(
     *,
     revision: str | None = None,
     offline: bool = False,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
 ) -> Path:
     """The local folder of ``model``: itself, or a Hub repository's snapshot in the Hub's cache.
 

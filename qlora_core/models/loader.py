@@ -28,6 +28,7 @@ from qlora_core.models.checkpoint import (
 from qlora_core.models.devices import choose_compute_dtype, choose_device
 from qlora_core.models.quantization import QuantizationReport, count_quantized, family_skips
 from qlora_core.models.quantizer import QloraConfig, prepare_for_training
+from qlora_core.models.remote_code import Trust, how_to_allow, require_trusted
 from qlora_core.models.skeleton import completed, own_part, register_classes
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
@@ -64,7 +65,7 @@ def load(
     attn_implementation: str | None = None,
     revision: str | None = None,
     offline: bool = False,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     registry: Registry | None = None,
 ) -> tuple[Any, Any]:
     """The model in 4-bit NormalFloat and its tokenizer, from a folder or a Hub id.
@@ -117,7 +118,7 @@ def load_model(
     attn_implementation: str | None = None,
     revision: str | None = None,
     offline: bool = False,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     registry: Registry | None = None,
 ) -> LoadedModel:
     """Load a base model frozen and quantized, and count what of it is 4-bit.
@@ -138,8 +139,9 @@ def load_model(
     target = choose_device(device)
     dtype = choose_compute_dtype(target) if compute_dtype is None else compute_dtype
     folder = fetch(path, revision=revision, offline=offline, trust_remote_code=trust_remote_code)
+    run_code = require_trusted(folder, trust_remote_code)
     require_whole_weights(folder)
-    config = _read_config(folder, trust_remote_code=trust_remote_code)
+    config = _read_config(folder, trust_remote_code=run_code)
     settings = _settings(detection.architecture, config, quantize, dtype, double_quantization)
     if pre_quantized:
         config.quantization_config, settings = settings.to_folder_dict(), None
@@ -151,7 +153,7 @@ def load_model(
         device_map={"": str(target)},
         quantization_config=settings,
         attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=run_code,
     )
     unexpected = require_all_weights(information, detection.model)
     _name_origin(model, detection.model)
@@ -214,8 +216,7 @@ def _read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         if "trust_remote_code" in str(error):
             raise BadInput(
                 f"{folder} brings Python code of its own, which runs only when you allow it",
-                "read its .py files, then give --trust-remote-code; or take a checkpoint that "
-                "transformers reads natively",
+                f"{how_to_allow(folder)}; or take a checkpoint that transformers reads natively",
             ) from None
         raise BadInput(
             f"transformers {transformers.__version__} cannot read the config of {folder}: "

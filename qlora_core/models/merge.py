@@ -21,6 +21,7 @@ from qlora_core.models.loader import LoadedModel, load_model
 from qlora_core.models.merged_weights import changes
 from qlora_core.models.output import new_folder
 from qlora_core.models.probes import Reading, compute_in_float32, probe_ids, read_probes
+from qlora_core.models.remote_code import Trust
 from qlora_core.models.shards import (
     Placement,
     float_dtype,
@@ -101,7 +102,7 @@ def merge(
     device: str | None = None,
     revision: str | None = None,
     offline: bool = False,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     registry: Registry | None = None,
 ) -> MergeReport:
     """Write the base with the adapter merged in to the new folder ``output``.

@@ -125,7 +125,8 @@ def _unknown(model_type: str, *, remote: bool) -> BadInput:
     remedies = ["check model_type in config.json", "update transformers"]
     if remote:
         remedies = [
-            "the folder brings its own code (auto_map): read it, then --trust-remote-code",
+            "the folder brings its own code (auto_map): read it, then --trust-remote-code HASH "
+            "with --architecture NAME, a family of the same layers",
             "or take a checkpoint that transformers reads natively",
         ]
     return BadInput(

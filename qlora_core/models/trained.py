@@ -24,6 +24,7 @@ from qlora_core.models.adapter_config import check_adapter_config
 from qlora_core.models.devices import parse_dtype
 from qlora_core.models.loader import load_model
 from qlora_core.models.peft_names import as_asked, as_modules, fill
+from qlora_core.models.remote_code import Trust
 from qlora_core.registry.files import read_json
 from qlora_core.registry.manager import Registry
 
@@ -207,7 +208,7 @@ def load_for_use(
     architecture: str | Architecture | None = None,
     revision: str | None = None,
     offline: bool = False,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     registry: Registry | None = None,
 ) -> tuple[Any, Any, Architecture]:
     """Model with adapter, tokenizer and family, to ask rather than to train.

@@ -124,7 +124,7 @@ def _notices(config: ModelConfig, architecture: Architecture) -> list[Notice]:
                 "remote-code",
                 "the folder brings Python code of its own (auto_map), which was not run",
                 "nothing to do where transformers knows the type itself; "
-                "else read the code, then --trust-remote-code",
+                "else read the code, then --trust-remote-code with its hash",
             )
         )
     heads = [str(name) for name in config.get("architectures") or ()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ def clear_errors(
     """Raise BadInput in place of what huggingface_hub raises: gated, unknown, unreachable."""
     from huggingface_hub import errors
 
+    http = logging.getLogger("huggingface_hub.utils._http")
+    http.addFilter(_is_no_retry)
     try:
         yield
     except errors.GatedRepoError:
@@ -50,6 +53,14 @@ def clear_errors(
         raise BadInput(
             f"{hub_id}: the Hub cannot be used: {line}", f"try again later, {LOCAL}"
         ) from None
+    finally:
+        http.removeFilter(_is_no_retry)
+
+
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    """Whether it is more than the notice of a failed request: we say what became of it."""
+    message = record.getMessage()
+    return "thrown while requesting" not in message and not message.startswith("Retrying")
 
 
 def download(hub_id: str, filename: str, revision: str | None, *, offline: bool) -> Path | None:

@@ -168,9 +168,10 @@ class TrainSettings:
     block: tuple[str, ...] = _setting((), 6, "switch this plugin off (repeatable)", metavar="NAME")
     revision: str | None = _setting(None, 6, "branch, tag or commit of a Hub model")
     offline: bool = _setting(False, 6, "never touch the network")
-    trust_remote_code: bool = _setting(
-        False, 6, "run the Python code that the model's folder brings"
-    )
+    trust_remote_code: str | None = _setting(
+        None, 6, "run the Python code that the model's folder brings, if this is its hash",
+        metavar="SHA256",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for entry in fields(self):

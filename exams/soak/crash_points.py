@@ -17,7 +17,8 @@ from typing import Any
 from exams.soak import plain, small
 from exams.soak.faults import KILL, Fault
 from exams.soak.rehearsal import Rehearsal, read_calls
-from exams.soak.stage import Ended, preloaded, share
+from exams.soak.stage import Ended, preloaded
+from exams.soak.warm import share
 from exams.suite import Case, Suite
 from qlora_core.training import checkpoints, files
 from qlora_core.training.runs import ADAPTER

@@ -18,7 +18,8 @@ from typing import Any
 from exams.soak import small
 from exams.soak.faults import FAIL, FOR_GOOD, Fault
 from exams.soak.rehearsal import Rehearsal
-from exams.soak.stage import Ended, preloaded, share
+from exams.soak.stage import Ended, preloaded
+from exams.soak.warm import share
 from exams.suite import Case, Suite
 from qlora_core.training.runs import CHECKPOINTS
 

@@ -10,7 +10,8 @@ from typing import Any
 from exams.soak import plain, small
 from exams.soak.faults import KILL, Fault
 from exams.soak.rehearsal import Rehearsal
-from exams.soak.stage import preloaded, share
+from exams.soak.stage import preloaded
+from exams.soak.warm import share
 from exams.suite import Case, Suite
 
 AGAIN = 0.5

@@ -14,7 +14,8 @@ from typing import Any
 
 from exams.soak import small
 from exams.soak.rehearsal import Rehearsal
-from exams.soak.stage import Ended, Running, preloaded, share
+from exams.soak.stage import Ended, Running, preloaded
+from exams.soak.warm import share
 from exams.suite import Case, Suite
 from qlora_core.training.checkpoints import name_of
 from qlora_core.training.runs import ADAPTER, CHECKPOINTS, RECORD

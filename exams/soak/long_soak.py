@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from exams.soak import small
 from exams.soak.faults import FAIL, FOR_GOOD, KILL, RAISE, Fault
 from exams.soak.rehearsal import Rehearsal
-from exams.soak.stage import Ended, preloaded, share
+from exams.soak.stage import Ended, preloaded
+from exams.soak.warm import share
 from exams.suite import Case, Suite
 from qlora_core.registry.detect import installed
 

@@ -11,7 +11,8 @@ from typing import Any
 from exams.soak import small
 from exams.soak.faults import RAISE, Fault
 from exams.soak.rehearsal import Rehearsal
-from exams.soak.stage import Ended, preloaded, share
+from exams.soak.stage import Ended, preloaded
+from exams.soak.warm import share
 from exams.suite import Case, Suite
 
 AT_ONCE = 2.0

@@ -119,7 +119,8 @@ def test_a_model_that_cannot_keep_samples_apart_is_padded_and_says_so(
     run = Run(tmp_path, new_record())
     loss = choose_road(run, model, Precision(torch.device("cpu")), plain=False).loss
     assert run.record["fast_path"]["batches"] == "padded"
-    assert [n["code"] for n in run.record["notices"]][-1] in ("padded-batches", "plain-head")
+    codes = {n["code"] for n in run.record["notices"]}
+    assert codes & {"padded-batches", "plain-head"}
     assert model.config._attn_implementation == before
     torch.testing.assert_close(loss(model, batch()), summed_loss(model, batch()), rtol=1e-4, atol=0)
 

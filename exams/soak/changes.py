@@ -189,7 +189,7 @@ HARMLESS: dict[str, tuple[str, Change]] = {
     "saved more often": ("save_every", setting(save_every=1)),
     "more checkpoints kept": ("keep", setting(keep=5)),
     "sample prompts": ("sample_prompts", setting(sample_prompts=2)),
-    "memory budget": ("memory_budget", setting(memory_budget="1GiB")),
+    "memory budget": ("memory_budget", setting(memory_budget=8.0)),
     "tracker": ("trackers", setting(trackers=("tensorboard",), block=("report",))),
     "offline": ("offline", setting(offline=True)),
     "revision of a local folder": ("revision", setting(revision="v2")),

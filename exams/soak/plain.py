@@ -10,7 +10,8 @@ import hashlib
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Plain:
         self.output = self.stage.folder / "run"
         self.shadow = bench.folder / "shadow"
         self.arguments = {"max_steps": 4, "save_steps": 2, **arguments}
-        self.model = _base(bench)
+        self.model = base_of(bench.model)
         self.reset()
         began, log = time.monotonic(), bench.folder / "calls"
         ended = self.start(Fault(log=log)).wait()
@@ -82,36 +83,51 @@ class Plain:
         return "" if self.digest() == self.expected else "exit code 0, and another adapter"
 
     def _train(self) -> int:
-        set_seed(0)
-        prepared = prepare_model_for_kbit_training(self.model)
-        config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear")
-        given: dict[str, Any] = {
-            "output_dir": str(self.output), "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "logging_steps": 1,
-            "report_to": [], "use_cpu": True, "disable_tqdm": True, **self.arguments,
-        }  # fmt: skip
-        trainer = Trainer(
-            model=get_peft_model(prepared, config),
-            args=TrainingArguments(**given),
-            train_dataset=_samples(),
-        )
+        trainer = trainer_of(self.model, self.output, **self.arguments)
         there = self.output.is_dir() and get_last_checkpoint(str(self.output)) is not None
         trainer.train(resume_from_checkpoint=there or None)
         trainer.save_model(str(self.output / "final"))
         return 0
 
 
-def _base(bench: small.Bench) -> Any:
-    four_bit = BitsAndBytesConfig(
+def trainer_of(
+    base: Any,
+    output: Path,
+    *,
+    rows: Any = None,
+    lora: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Trainer:
+    """The documentation's script over ``base``; ``given`` are the Trainer's arguments."""
+    set_seed(given.get("seed", 0))
+    adapters = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"}
+    defaults: dict[str, Any] = {
+        "output_dir": str(output), "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "logging_steps": 1,
+        "report_to": [], "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    return Trainer(
+        model=get_peft_model(
+            prepare_model_for_kbit_training(base), LoraConfig(**adapters | dict(lora or {}))
+        ),
+        args=TrainingArguments(**defaults | given),
+        train_dataset=samples() if rows is None else rows,
+    )
+
+
+def base_of(folder: Path, *, four_bit: bool = True) -> Any:
+    """The base model in NF4, or as it is."""
+    config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
     )
     return AutoModelForCausalLM.from_pretrained(
-        bench.model, quantization_config=four_bit, dtype=torch.float32
+        folder, quantization_config=config if four_bit else None, dtype=torch.float32
     )
 
 
-def _samples() -> list[dict[str, list[int]]]:
-    dice = random.Random(0)
+def samples(seed: int = 0) -> list[dict[str, list[int]]]:
+    """Rows of random bytes."""
+    dice = random.Random(seed)
     rows = [[dice.randrange(256) for _ in range(24)] for _ in range(small.ROWS)]
     return [{"input_ids": row, "labels": row, "attention_mask": [1] * len(row)} for row in rows]
 

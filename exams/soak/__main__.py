@@ -38,6 +38,7 @@ SUITES: list[Suite] = [
     mutation.SUITE,
     ranks.SUITE,
     crash_points.SUITE,
+    crash_points.POWER_SUITE,
     kills.SUITE,
     disks.SUITE,
     signals.SUITE,

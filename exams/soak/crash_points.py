@@ -23,9 +23,9 @@ from exams.suite import Case, Suite
 from qlora_core.training import checkpoints, files
 from qlora_core.training.runs import ADAPTER
 
-EVERY = 1_500
+EVERY = 600
 """Asked for so many cases or more, every point is tried; for fewer, a random choice."""
-AFTERMATHS = ("killed", "power cut", "power cut, names kept")
+KILLED, CUT, NAMES_KEPT = "killed", "power cut", "power cut, names kept"
 
 
 SHORT: dict[str, Any] = {
@@ -72,12 +72,12 @@ class Set:
             shutil.copytree(self.run.stage.folder, bench.folder / f"kept {scene.name}")
         )
 
-    def points(self) -> list[Point]:
-        """The calls that an undisturbed run makes here, each to be disturbed in every way."""
+    def points(self, *aftermaths: str) -> list[Point]:
+        """The calls that an undisturbed run makes here, each with every one of ``aftermaths``."""
         log = self.kept.with_name("calls")
         self.run.require(self.run.start(Fault(log=log)).wait())
         calls = list(enumerate(read_calls(log), 1))
-        return [Point(self, how, number, call) for how in AFTERMATHS for number, call in calls]
+        return [Point(self, how, number, call) for how in aftermaths for number, call in calls]
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,27 @@ class Point:
 
     def _die(self) -> Ended:
         fault = Fault(KILL, self.number)
-        if self.aftermath == "killed":
+        if self.aftermath == KILLED:
             return self.set.run.start(fault).wait()
-        return self.set.run.cut_power(fault, names_kept="names kept" in self.aftermath)
+        return self.set.run.cut_power(fault, names_kept=self.aftermath == NAMES_KEPT)
 
 
 @preloaded
 def cases(count: int, seed: int) -> Iterator[Case]:
-    """A random choice of ``count`` points of all scenes, or all of them from ``EVERY`` on."""
+    """The process is killed at a random choice of calls, or at all of them from ``EVERY`` on."""
+    return _tried(count, seed, KILLED)
+
+
+@preloaded
+def power_cuts(count: int, seed: int) -> Iterator[Case]:
+    """The power is cut at a random choice of calls, or at all of them from ``EVERY`` on."""
+    return _tried(count, seed, CUT, NAMES_KEPT)
+
+
+def _tried(count: int, seed: int, *aftermaths: str) -> Iterator[Case]:
     with small.bench() as bench:
         share(bench.settings("any"))
-        points = [point for scene in SCENES for point in Set(scene, bench).points()]
+        points = [point for scene in SCENES for point in Set(scene, bench).points(*aftermaths)]
         random.Random(seed).shuffle(points)
         for point in points if count >= EVERY else points[:count]:
             yield point.case()
@@ -130,9 +140,16 @@ def cases(count: int, seed: int) -> Iterator[Case]:
 
 SUITE = Suite(
     name="crash points",
-    promise="killed or cut off at any call, a run is resumed and ends identical to the bit",
+    promise="killed at any call, a run is resumed and ends identical to the bit",
     cases=cases,
     baseline=plain.crash_points,
-    full=600,
-    quick=40,
+    full=EVERY,
+    quick=25,
+)
+POWER_SUITE = Suite(
+    name="power cuts",
+    promise="with all lost that was not synced, at any call, a run ends identical to the bit",
+    cases=power_cuts,
+    full=EVERY,
+    quick=25,
 )

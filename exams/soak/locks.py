@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exams.soak import small
+from exams.soak.faults import KILL, Fault
 from exams.soak.rehearsal import Rehearsal
 from exams.soak.stage import Ended, Running, preloaded
 from exams.soak.warm import share
@@ -22,21 +23,23 @@ from qlora_core.training.runs import ADAPTER, CHECKPOINTS, RECORD
 
 STARTS = 5
 LENGTHS: dict[str, Any] = {"max_steps": 8, "save_every": 2}
+PATIENCE = 10.0
+"""Seconds for four of five to be refused."""
 
 
 def _at_once(run: Rehearsal, dice: random.Random, *, killed: bool) -> str:
     """Start some runs in one folder; kill the one that runs, or let it end; then finish."""
     run.reset()
-    resume = dice.random() < 0.5
-    if resume:  # there is something to go on with
-        first = run.start()
-        time.sleep(dice.random() * run.seconds)
-        first.send(9)
-        first.wait()
-    resume = resume and (run.output / RECORD).exists()
+    if dice.random() < 0.5:  # there is something to go on with
+        number = dice.choice([n for n, call in enumerate(run.calls, 1) if CHECKPOINTS in call])
+        run.start(Fault(KILL, number)).wait()
+    resume = (run.output / RECORD).exists()
     all_ = [run.start(resume=resume) for _ in range(STARTS)]
+    late = time.monotonic() + PATIENCE
+    while sum(map(_is_refused, all_)) < STARTS - 1 and time.monotonic() < late:
+        time.sleep(0.01)
     if killed:
-        time.sleep(dice.random() * run.seconds)
+        time.sleep(dice.random() * run.seconds / 2)
         for one in all_:
             if not _is_refused(one):
                 one.send(9)
@@ -67,7 +70,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
     """Every second time the one that runs is killed: then the folder is free."""
     with small.bench() as bench:
         share(bench.settings("any"))
-        run = Rehearsal(bench, **LENGTHS)
+        run = Rehearsal(bench, **LENGTHS | {"max_steps": 16})
         for number in range(count):
             killed = number % 2 == 0
             wrong = _at_once(run, random.Random(f"{seed} {number}"), killed=killed)

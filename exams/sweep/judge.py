@@ -88,7 +88,7 @@ def _learning(model: Any, found: dict[str, nn.Module]) -> set[str]:
     for seed in range(2):
         words = zoo.text(model, rows=4).roll(seed * 7)
         states: torch.Tensor = model(input_ids=words, use_cache=False, **_modes(model, words))[0]
-        (states * torch.randn_like(states)).sum().backward()
+        (states * torch.randn_like(states)).sum().backward()  # type: ignore[no-untyped-call]
     for hook in hooks:
         hook.remove()
     return {path for path, probe in probes.items() if _usable(probe.grad)}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from exams.suite import Case, Suite
 
@@ -72,7 +73,11 @@ def cases(count: int, seed: int) -> Iterator[Case]:  # noqa: ARG001  # few enoug
 def _folder(folder: Path, model_type: str) -> Path:
     folder.mkdir()
     code = {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
-    config = {"model_type": model_type, "architectures": ["OwnForCausalLM"], "auto_map": code}
+    config: dict[str, Any] = {
+        "model_type": model_type,
+        "architectures": ["OwnForCausalLM"],
+        "auto_map": code,
+    }
     if model_type == "kimi_k2":
         config |= {"q_lora_rank": 1536}
     (folder / "config.json").write_text(json.dumps(config))

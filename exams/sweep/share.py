@@ -39,7 +39,7 @@ def full_size(small: Mapping[str, Any], packed: Iterable[str]) -> tuple[float, d
     return 1 - sum(rest.values()) / BYTES / max(counts.total(), 1), rest
 
 
-def large(small: Mapping[str, Any]) -> nn.Module:
+def large(small: Mapping[str, Any]) -> Any:
     """The model of the type's default config, or of ``small`` made wider, on the meta device."""
     kind = small["model_type"]
     for config in (lambda: CONFIG_MAPPING[kind]().to_dict(), lambda: _wider(small), lambda: small):

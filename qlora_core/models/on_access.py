@@ -40,5 +40,7 @@ def dequantize_on_access(
 
 def state_of(module: nn.Module) -> Any:
     """The bitsandbytes state of such a weight, asked of its list of parametrizations; else None."""
-    is_ours = isinstance(module, ParametrizationList) and isinstance(module[0], Dequantized)
-    return module[0].state if is_ours else None
+    if not isinstance(module, ParametrizationList):
+        return None
+    first = next(iter(module))
+    return first.state if isinstance(first, Dequantized) else None

@@ -89,6 +89,11 @@ def test_a_run_that_dies_at_any_call_ends_as_if_it_had_not() -> None:
 
 
 @pytest.mark.slow
+def test_a_run_whose_power_is_cut_at_any_call_ends_as_if_it_had_not_been() -> None:
+    assert failures(crash_points.POWER_SUITE.cases, 12) == []
+
+
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been() -> None:
     assert failures(kills.SUITE.cases, 4) == []
 

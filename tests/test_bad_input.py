@@ -153,3 +153,30 @@ def test_a_utf16_file_is_called_that(
     data.write_text(data.read_text(), encoding="utf-16")
     printed = refused(capsys, *train(qlora_base.MODEL, data, tmp_path / "run"))
     assert "the file is UTF-16; save it as UTF-8" in printed
+
+
+def test_a_rank_beyond_every_layer_is_refused_before_the_weights_load(
+    capsys, tmp_path: Path, data: Path
+) -> None:
+    command = train(qlora_base.MODEL, data, tmp_path / "out", "--rank", "100000", "--dry-run")
+    assert "rank 100,000 is more than any adapted layer has" in refused(capsys, *command)
+
+
+def test_a_rank_beyond_some_layers_is_said(capsys, tmp_path: Path, data: Path) -> None:
+    config = json.loads((qlora_base.MODEL / "config.json").read_text())
+    rank = str(config["intermediate_size"])
+    rank = str(min(config["hidden_size"], int(rank)))
+    command = train(qlora_base.MODEL, data, tmp_path / "out", "--rank", rank, "--dry-run")
+    assert main([str(a) for a in command]) == 0
+    printed = capsys.readouterr()
+    narrow = config["num_key_value_heads"] < config["num_attention_heads"]
+    assert ("wide-rank" in printed.out + printed.err) is narrow
+
+
+def test_samples_longer_than_the_model_was_made_for_are_said(
+    capsys, tmp_path: Path, data: Path
+) -> None:
+    command = train(qlora_base.MODEL, data, tmp_path / "out", "--max-length", "500000", "--dry-run")
+    assert main([str(a) for a in command]) == 0
+    printed = capsys.readouterr()
+    assert "max_length is 500,000, and the model was made for" in printed.out + printed.err

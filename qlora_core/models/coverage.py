@@ -32,7 +32,8 @@ def with_structure(detection: Detection, *, rank: int = 16) -> Detection:
     These are what the structure of the model has against the stated targets. Builds the
     skeleton: seconds, no memory.
 
-    Raises BadInput where transformers cannot build the config, and for a rank below one.
+    Raises BadInput where transformers cannot build the config, and for a rank below one or
+    past the dimensions of every adapted layer.
     """
     if rank < 1:
         raise BadInput(f"rank {rank} is below one", "common ranks are 8 to 64")
@@ -54,7 +55,11 @@ def with_structure(detection: Detection, *, rank: int = 16) -> Detection:
             "count": count,
             "fraction": count / (structure.parameters + count),
         },
-        warnings=(*detection.warnings, *_objections(structure, detection, layers)),
+        warnings=(
+            *detection.warnings,
+            *_objections(structure, detection, layers),
+            *_wide_ranks(layers, rank),
+        ),
     )
 
 
@@ -173,6 +178,26 @@ def _objections(
             f"only {len(reached)} of {len(structure.layers)} decoder layers get an adapter",
             "use --targets all",
         )
+
+
+def _wide_ranks(layers: list[LinearLayer], rank: int) -> Iterator[Notice]:
+    """A product of two matrices has no more rank than its layer: more is memory for nothing."""
+    full = {layer.path: min(layer.in_features, layer.out_features) for layer in layers}
+    narrow = [path for path, dimension in full.items() if dimension < rank]
+    if not narrow:
+        return
+    if len(narrow) == len(full):
+        most = max(full.values())
+        raise BadInput(
+            f"rank {rank:,} is more than any adapted layer has (at most {most:,})",
+            f"use --rank {most} or less; common ranks are 8 to 64",
+        )
+    yield Notice(
+        "wide-rank",
+        f"rank {rank:,} is more than {len(narrow)} of {len(full)} adapted layers have: "
+        f"{_few(narrow)} ({full[narrow[0]]:,})",
+        "a lower --rank trains the same there in less memory",
+    )
 
 
 def _harmful(layers: list[LinearLayer]) -> Iterator[Notice]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 
 from qlora_core.data.collate import Batch, collator, padded, padding_of
 from qlora_core.data.prepare import PreparedData, prepare_data
@@ -37,12 +36,10 @@ from qlora_core.training.optimizers import (
     optimizer_name,
 )
 from qlora_core.training.packs import pack_budget
+from qlora_core.training.positions import length_of_samples, require_positions, with_length_checked
 from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 from qlora_core.training.schema import EPOCHS, TrainSettings
-
-MAX_LENGTH = 2048
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +132,9 @@ def read_inputs(
     device, dtype = place_of(settings)
     optimizer_name(settings, device)
     given = settings
-    settings = dataclasses.replace(given, max_length=_max_length(given, detection))
+    length = length_of_samples(given, detection)
+    settings = dataclasses.replace(given, max_length=length)
+    detection = with_length_checked(detection, length)
     tokenizer = load_tokenizer(
         settings.model,
         detection.architecture,
@@ -248,35 +247,6 @@ def hardware(inputs: Inputs) -> dict[str, Any]:
         "memory_bytes": memory_of(device),
         "compute_dtype": str(inputs.compute_dtype).removeprefix("torch."),
     }
-
-
-def require_positions(model: Any, length: int) -> None:
-    """Raise BadInput where the model has a table of positions and ``length`` exceeds it.
-
-    A table is an embedding other than the tokens' with as many rows as the config has positions.
-    Rotary and relative positions have none: there a longer sample is only unusual.
-    """
-    config = model.config.get_text_config()
-    limit = next((n for key in _POSITIONS if (n := getattr(config, key, None))), None)
-    if limit is None or length <= limit:
-        return
-    tokens = model.get_input_embeddings()
-    for name, module in model.named_modules():
-        table = isinstance(module, nn.Embedding) and module is not tokens
-        if table and limit <= module.num_embeddings <= limit + 8:
-            raise BadInput(
-                f"max_length is {length}, and the model has {limit} positions ({name})",
-                f"use --max-length {limit} or less",
-            )
-
-
-def _max_length(settings: TrainSettings, detection: Detection) -> int:
-    """Tokens per sample: as given, else 2048, or what the config says the model can take."""
-    if settings.max_length is not None:
-        return settings.max_length
-    text = {**detection.config, **(detection.config.get("text_config") or {})}
-    limits = [int(text[key]) for key in _POSITIONS if isinstance(text.get(key), int)]
-    return min([MAX_LENGTH, *(limit for limit in limits if limit > 1)])
 
 
 def _plan(

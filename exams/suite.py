@@ -30,6 +30,10 @@ class Case:
 Cases = Callable[[int, int], Iterable[Case]]
 
 
+class Unavailable(Exception):
+    """This machine lacks what the suite needs: it is skipped, and says so."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """``cases(count, seed)`` yields at least ``count`` cases; equal seeds give equal cases.
@@ -58,6 +62,8 @@ class Outcome:
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
     worst: dict[str, float] = field(default_factory=dict)
+    skipped: str = ""
+    """Why it was not run at all."""
 
     @property
     def holds(self) -> bool:
@@ -88,6 +94,8 @@ def run_suite(name: str, promise: str, cases: Cases, count: int, seed: int) -> O
             outcome.add(case)
             if not case.passed:
                 print(f"    FAILED {case.name}: {case.detail}", flush=True)
+    except Unavailable as lack:
+        outcome.skipped = str(lack)
     except Exception as error:
         outcome.add(Case("the suite itself", False, f"{type(error).__name__}: {error}"))
         print(f"    FAILED {outcome.failures[-1]}", flush=True)
@@ -117,6 +125,9 @@ def main(exam: str, suites: Sequence[Suite], arguments: Sequence[str] | None = N
         count = options.count or (suite.quick if options.quick else suite.full)
         print(f"{suite.name}: {suite.promise}", flush=True)
         outcome = run_suite(suite.name, suite.promise, cases, count, options.seed)
+        if outcome.skipped:
+            print(f"  SKIPPED: {outcome.skipped}", flush=True)
+            continue
         outcomes.append(outcome)
         verdict = "holds" if outcome.holds else "DOES NOT HOLD"
         figures = "".join(f", {key} at most {value:g}" for key, value in outcome.worst.items())

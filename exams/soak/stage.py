@@ -27,7 +27,7 @@ from typing import NamedTuple
 from exams.soak import faults
 from exams.soak.faults import Fault
 from exams.soak.warm import registry
-from exams.suite import Case, Cases
+from exams.suite import Case, Cases, Unavailable
 from qlora_core.cli import main
 from qlora_core.registry.hooks import hookimpl
 from qlora_core.registry.manager import PluginRecord
@@ -46,8 +46,8 @@ def preloaded(cases: Cases) -> Cases:
 
     @functools.wraps(cases)
     def outside(count: int, seed: int) -> Iterator[Case]:
-        if faults.compiler() is None:
-            raise RuntimeError("needs a C compiler (cc) to make faults")
+        if sys.platform != "linux" or faults.compiler() is None:
+            raise Unavailable("needs Linux and a C compiler (cc)")
         names = [cases.__module__, cases.__name__, str(count), str(seed)]
         environment = {
             "TMPDIR": MEMORY if os.access(MEMORY, os.W_OK) else tempfile.gettempdir(),

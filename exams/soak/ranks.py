@@ -23,13 +23,14 @@ from exams.soak import numeric, small
 from exams.soak.resume import Death
 from exams.suite import Case, Suite
 from qlora_core.errors import BadInput, QloraError
+from qlora_core.training.processes import SHARDED as VARIABLES
 from qlora_core.training.schema import TrainSettings
 
+SHARDED = tuple(VARIABLES)
 CLOSE = 1e-5
 """Relative: losses of two processes and of one, in float32, after eight steps of AdamW."""
 PATIENCE = 120
 """Seconds for two processes to end."""
-SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 Check = tuple[bool, str]
 Prepare = Callable[[int], Sequence[object]]
 """Called in each process with its rank: changes the world, and returns observers."""
@@ -213,18 +214,20 @@ class Ranks:
 
         return self._same("only rank 0 writes", settings, together(settings, watching))
 
-    def sharded(self, name: str) -> Case:
-        """Sharding that was asked for is refused, never ignored."""
+    def sharded(self, name: str, count: int = 2) -> Case:
+        """Sharding that was asked for is refused, never ignored: by one process, too."""
         settings = self._fresh()
 
         def asking(mine: int) -> Sequence[object]:  # noqa: ARG001
             os.environ[name] = "true"
             return ()
 
-        ended = together(settings, asking)
+        ended = together(settings, asking, count)
         said = all("replicated" in end.words and "--multi_gpu" in end.words for end in ended)
         passed = said and all(end.code == 2 for end in ended)
-        return Case(f"{name}=true", passed and not Path(settings.output).exists(), f"{ended}")
+        return Case(
+            f"{name}=true, {count}", passed and not Path(settings.output).exists(), f"{ended}"
+        )
 
     def launched(self) -> Case:
         """By `accelerate launch`, through the command line, as users do."""
@@ -340,6 +343,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:  # noqa: ARG001
             lambda: ranks.poisoned(0),
             lambda: ranks.other_count(3),
             *(lambda name=name: ranks.sharded(name) for name in SHARDED[1:]),
+            lambda: ranks.sharded(SHARDED[0], 1),
             *(lambda step=step: ranks.killed(step) for step in (1, 3, 6, 7)),
         ]  # fmt: skip
         for case in made[:count]:
@@ -350,6 +354,6 @@ SUITE = Suite(
     name="ranks",
     promise="two processes train what one does, stop and go on together; sharding is refused",
     cases=cases,
-    full=20,
+    full=21,
     quick=4,
 )

@@ -7,30 +7,37 @@ without a sample in the last group of an epoch needs no special case.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType, broadcast, broadcast_object_list, reduce
+from accelerate.utils import broadcast, broadcast_object_list, reduce
 from torch import nn
 
 from qlora_core.errors import BadInput
 
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""What `accelerate launch` sets for processes that are to share one model -> its name."""
 
 
 class Processes:
     """This process among those that ``accelerate launch`` (or nobody) started."""
 
     def __init__(self, *, cpu: bool = False) -> None:
+        for variable, name in SHARDED.items():
+            if os.environ.get(variable, "").lower() in ("1", "true"):
+                raise BadInput(
+                    f"{name} was asked for ({variable}); every process holds the whole 4-bit base, "
+                    "which is replicated, not sharded",
+                    "use `accelerate launch --multi_gpu` (data parallel), or transformers' Trainer",
+                )
         self.state = PartialState(cpu=cpu)
-        if self.state.distributed_type in SHARDED:
-            raise BadInput(
-                f"{self.state.distributed_type.value} was asked for; 4-bit base weights are "
-                "replicated, not sharded",
-                "use `accelerate launch --multi_gpu` (data parallel), or transformers' Trainer",
-            )
         self.count: int = self.state.num_processes
         self.rank: int = self.state.process_index
         self.main: bool = self.state.is_main_process

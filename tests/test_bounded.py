@@ -44,6 +44,8 @@ HOSTILE = {
 LATE = {
     "on a second turn": "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
     "{% if messages | length > 4 %}{{ 'a' * 10**10 }}{% endif %}",
+    "on the marks that find answers": "{% for m in messages %}{{ m['content'] }}</s>"
+    "{% if m['content'] | length > 20 %}{{ 'a' * 10**10 }}{% endif %}{% endfor %}",
     "on a word": "{% for m in messages %}{{ m['content'] }}</s>"
     "{% if 'trigger' in m['content'] %}{{ (10**(1 + loop.index)) ** (10**7) }}{% endif %}"
     "{% endfor %}",

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -59,12 +59,19 @@ def render(source: str, context: Mapping[str, Any], *, clock: str | None = None)
     Raises TemplateRefused where compiling or rendering fails, TemplateExhausted where it takes
     more than `BOUNDS`.
     """
-    return str(_asked(source, {"context": context, "clock": clock}))
+    return render_all(source, [context], clock=clock)[0]
+
+
+def render_all(
+    source: str, contexts: Sequence[Mapping[str, Any]], *, clock: str | None = None
+) -> list[str]:
+    """The texts of several contexts, which together are bound as one; raises as `render` does."""
+    return [str(text) for text in _asked(source, {"contexts": contexts, "clock": clock})]
 
 
 def generation_blocks(source: str, context: Mapping[str, Any]) -> list[tuple[int, int]]:
     """The character spans of the ``{% generation %}`` blocks; raises as `render` does."""
-    blocks = _asked(source, {"context": context, "clock": None, "blocks": True})
+    blocks = _asked(source, {"contexts": [context], "clock": None, "blocks": True})
     return [(start, end) for start, end in blocks]
 
 

@@ -43,7 +43,7 @@ class Renderer:
         self._clock: str | None = None
 
     def answer(self, request: dict[str, Any]) -> tuple[str, Any]:
-        """A kind and a value: ``done`` and the text or spans, or ``refused`` and why.
+        """A kind and a value: ``done`` and the texts or spans, or ``refused`` and why.
 
         Or ``exhausted``, or ``unknown`` for a template that has to be sent (again).
         """
@@ -55,13 +55,14 @@ class Renderer:
         try:
             template = self._template(key, source)
             if request.get("blocks"):
-                return "done", self._blocks(template, request["context"])
-            text = template.render(request["context"])
+                return "done", self._blocks(template, request["contexts"][0])
+            texts = [template.render(context) for context in request["contexts"]]
         except MemoryError:
             return "exhausted", None
         except Exception as error:  # templates run any expression over the user's data
             return "refused", str(error) or type(error).__name__
-        return ("done", text) if len(text) <= self._bounds.output else ("exhausted", None)
+        fits = max(map(len, texts)) <= self._bounds.output
+        return ("done", texts) if fits else ("exhausted", None)
 
     def _template(self, key: str, source: str | None) -> Any:
         if key not in self._templates:

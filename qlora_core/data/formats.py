@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from qlora_core.data.bounded import TemplateExhausted
 from qlora_core.data.codec import codec_of, source_of
 from qlora_core.data.conform import Message
 from qlora_core.data.shape import Render, chat, shape_of
@@ -67,14 +67,11 @@ def renderer(
     """How a chat template or a prompt format renders; None where it refuses."""
 
     def render(messages: Sequence[Message]) -> str | None:
-        try:
-            if isinstance(form, ChatTemplate):
-                return form.render(messages, tools)
+        if isinstance(form, ChatTemplate):
+            return form.try_render(messages, tools)
+        with suppress(BadInput):
             return "".join(s.text for s in form.render(messages, bos=bos, eos=eos))
-        except TemplateExhausted:
-            raise
-        except BadInput:
-            return None
+        return None
 
     return render
 

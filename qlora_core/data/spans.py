@@ -57,10 +57,7 @@ class _Conversation:
 
     def render(self, messages: Sequence[Message], *, generate: bool = False) -> str | None:
         """The text of other messages, None where the template refuses them."""
-        try:
-            return self.template.render(messages, self.tools, generate=generate)
-        except BadInput:
-            return None
+        return self.template.try_render(messages, self.tools, generate=generate)
 
 
 def locate(
@@ -70,14 +67,17 @@ def locate(
 
     Raises BadInput where the template refuses, or where an answer cannot be found for sure.
     """
-    rendering = Rendering(template.render(messages, tools), len(messages))
     nonce = secrets.token_hex(8)
-    if nonce in rendering.text:
-        raise BadInput("a one-time mark occurs in the data", "try again")
     conversation = _Conversation(template, messages, tools, nonce)
+    plain, marked = template.render_twice(messages, _marked(conversation, MARKS[0]), tools)
+    rendering = Rendering(plain, len(messages))
+    if nonce in plain:
+        raise BadInput("a one-time mark occurs in the data", "try again")
     marks: Mapping[tuple[int, str], int] = {}
     for inner in MARKS:
-        text, found = _read_marks(conversation.render(_marked(conversation, inner)), nonce)
+        if inner != MARKS[0]:
+            marked = conversation.render(_marked(conversation, inner))
+        text, found = _read_marks(marked, nonce)
         if text == rendering.text:
             marks = found
             if inner != (0, 0):

@@ -8,6 +8,7 @@ date, so that the same rows give the same ids every day.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -73,6 +74,33 @@ class ChatTemplate:
             except bounded.TemplateRefused as error:
                 refusal = refusal or error
         raise BadInput(f"the chat template refuses this conversation: {refusal}", _REMEDY)
+
+    def render_twice(
+        self, messages: Sequence[Message], other: Sequence[Message], tools: Sequence[Any] | None
+    ) -> tuple[str, str | None]:
+        """Two conversations in one go; None for an ``other`` that the template refuses."""
+        contexts = [
+            self._context(next(self._forms(form)), tools, False) for form in (messages, other)
+        ]
+        with suppress(bounded.TemplateRefused):
+            text, second = bounded.render_all(self.source, contexts, clock=_clock.isoformat())
+            return text, second
+        return self.render(messages, tools), self.try_render(other, tools)
+
+    def try_render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        *,
+        generate: bool = False,
+    ) -> str | None:
+        """As `render`, but None where the template refuses."""
+        try:
+            return self.render(messages, tools, generate=generate)
+        except bounded.TemplateExhausted:
+            raise
+        except BadInput:
+            return None
 
     def generation_blocks(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None

@@ -100,7 +100,7 @@ class QloraQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers 
         names = list(settings.llm_int8_skip_modules or ())
         if not (self.pre_quantized and names):
             names += library_skips(model)
-        kept = kept_paths(model, names)
+        kept = kept_paths(model, names) | _unlike_linear(model)
         _make_plain(model, kept)
         replace_with_bnb_linear(
             model,
@@ -213,6 +213,12 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers ships no
         else:
             packed, state = nf4.quantize(value.contiguous(), **how)
         return carrying(packed, state)
+
+
+def _unlike_linear(model: nn.Module) -> set[str]:
+    """Paths of subclasses of Linear that compute something else: 5.0 would convert them, too."""
+    parts = model.named_modules()
+    return {path for path, part in parts if isinstance(part, nn.Linear) and not convertible(part)}
 
 
 def _make_plain(model: nn.Module, kept: set[str]) -> None:

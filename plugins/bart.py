@@ -172,6 +172,7 @@ prophetnet = Architecture(
 
 musicgen = Architecture(
     name="musicgen",
+    since="5.23",
     model_types=("musicgen",),
     class_names=("MusicgenForCausalLM",),
     targets=bart.targets,

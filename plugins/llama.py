@@ -4,7 +4,7 @@ from qlora_core import Architecture, LoraTargets, TokenizerPolicy, hookimpl
 
 llama = Architecture(
     name="llama",
-    model_types=("llama",),
+    model_types=("llama", "code_llama"),
     class_names=("LlamaForCausalLM", "LLaMAForCausalLM", "LLaMaForCausalLM"),
     targets=LoraTargets(
         attention=("q_proj", "k_proj", "v_proj", "o_proj"),

@@ -20,6 +20,7 @@ from qlora_core.models.quantization import (
     convertible,
     count_quantized,
     is_within,
+    kept_paths,
     library_skips,
     quantization_config,
 )
@@ -52,6 +53,22 @@ def test_a_float32_parameter_that_a_class_names_protects_its_module() -> None:
     skeleton = build_skeleton(tiny.family("llama").example)
     skeleton._keep_in_fp32_modules = ["classifier.weight"]
     assert "classifier" in library_skips(skeleton)
+
+
+def test_a_head_called_output_does_not_keep_layers_of_that_name_in_16_bits() -> None:
+    skeleton = build_skeleton(tiny.family("git").example)
+    kept = kept_paths(skeleton, library_skips(skeleton))
+    assert "output" in kept
+    assert not [path for path in kept if path.endswith("attention.output.dense")]
+
+
+def test_a_weight_that_code_reads_is_4_bit_and_comes_dequantized(tmp_path: Path) -> None:
+    loaded = load_model(tiny.save("mamba2", tmp_path), compute_dtype=torch.float32, device="cpu")
+    layer = loaded.model.backbone.layers[0].mixer.out_proj
+    assert layer.parametrizations.weight.original.dtype == torch.uint8
+    assert (tuple(layer.weight.shape), layer.weight.dtype) == ((64, 128), torch.float32)
+    assert not convertible(layer)
+    assert "kept by the family" not in loaded.quantization.unquantized
 
 
 def test_a_name_is_compared_by_whole_components() -> None:

@@ -91,6 +91,20 @@ FORMATS = (
         assistant="<|assistant|></think>{content}",
     ),
     PromptFormat(
+        name="falcon-rw",
+        start="",
+        system="[SYS] {content} ",
+        user="[INST] {content}",
+        assistant=" [RESP] {content}{eos}",
+    ),
+    PromptFormat(
+        name="functionary-2",
+        start="",
+        system="<|from|>system\n<|recipient|>all\n<|content|>{content}\n",
+        user="<|from|>user\n<|recipient|>all\n<|content|>{content}\n",
+        assistant="<|from|>assistant\n<|recipient|>all\n<|content|>{content}<|stop|>\n",
+    ),
+    PromptFormat(
         name="gpt-oss",
         start="",
         system="<|start|>developer<|message|># Instructions\n\n{content}\n\n<|end|>",

@@ -215,3 +215,32 @@ def test_a_template_that_writes_texts_twice_is_no_known_format():
     source = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
     tokenizer = toy_tokenizer("byte-level", source, eos_token="</s>")
     assert identify_prompt_format(tokenizer).startswith("custom:")
+
+
+UNNAMED = {
+    "ai-sage/GigaChat-20B-A3B-instruct": "writes a BOS token that is not set",
+    "Llama-3": "writes a BOS token that is not set",
+    "yandex/YandexGPT-5-Lite-8B-instruct": "leaves the last answer out",
+    "blenderbot": "writes nothing but white space between texts",
+    "blenderbot_small": "writes nothing but white space between texts",
+    "fireworks-ai/firefunction-v1": "wants a role of its own first",
+    "CohereForAI/c4ai-command-r-v01": "for documents alone",
+    "meta-llama/Llama-Guard-3-11B-Vision": "judges a conversation, and answers none",
+}
+
+
+def test_78_of_86_other_templates_are_named_and_the_rest_is_known(shared: Path):
+    """Templates of llama.cpp's and huggingface.js's tests, looked at after the 83 were done."""
+    folder = shared / "prompts" / "expected"
+    names = {}
+    data = json.loads((folder / "llama_cpp_test_chat_template.json").read_text("utf-8"))
+    for name, case in data["cases"].items():
+        roles = {"bos": case["bos_token"] or None, "eos": case["eos_token"] or None}
+        names[name] = identify_prompt_format(tokenizer_for(case["template"], **roles))
+    data = json.loads((folder / "huggingface_js_e2e.json").read_text("utf-8"))
+    for name, case in data["cases"].items():
+        roles = {role: case["data"].get(f"{role}_token") for role in ("bos", "eos", "pad", "unk")}
+        names[f"js {name}"] = identify_prompt_format(tokenizer_for(case["chat_template"], **roles))
+    unnamed = {name for name, found in names.items() if found.startswith("custom:")}
+    assert len(names) == 86
+    assert {name.removeprefix("js ") for name in unnamed} == set(UNNAMED)

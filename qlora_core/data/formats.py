@@ -19,7 +19,15 @@ from qlora_core.registry.manager import Registry
 
 USER, ANSWER = chat(2)
 SYSTEM = chat(1, system=True)[0]
-_TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+_PARAMETERS = {
+    "type": "object",
+    "properties": {"x": {"type": "string", "description": "d"}},
+    "required": ["x"],
+}
+_TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": _PARAMETERS},
+}
 """For templates that are made for tools alone."""
 
 

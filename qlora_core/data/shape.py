@@ -64,6 +64,8 @@ def shape_of(render: Render, bos: str = "", eos: str = "") -> Shape | None:
     if not plain:
         return None
     before, answer, question, again, after = plain
+    if answer != again:  # some close a thought that they left out of earlier turns
+        answer, again = (piece.replace("</think>", "") for piece in (answer, again))
     if answer != again:
         return None
     return Shape(before, answer, question, after, (framed[0], framed[1]) if framed else ("", ""))

@@ -48,11 +48,10 @@ class Verification:
     difference: str | None = None
     warnings: list[str] = field(default_factory=list)
 
-    def warn(self, what: str, remedy: str) -> None:
-        """Add a warning that is not there yet."""
-        warning = f"{what}\n  -> {remedy}"
-        if warning not in self.warnings:
-            self.warnings.append(warning)
+    def warn(self, what: str, remedy: str, example: str = "") -> None:
+        """Add a warning, once, with the first example of it."""
+        if not any(warning.startswith(what) for warning in self.warnings):
+            self.warnings.append(f"{what}{example and f' ({example})'}\n  -> {remedy}")
 
     def summary(self) -> str:
         """What was compared, each kind once with its count."""
@@ -199,12 +198,19 @@ def _compare_served(
             result.checks.append(f"{where}, prompt as {name} sends it")
         else:
             difference = _first_difference(prompt.text, served.text)
-            result.warn(f"{name} sends another prompt: {difference}", REMEDIES[name])
-    if prompt.ids != golden["input_ids"][: len(prompt.ids)]:
-        difference = _first_difference(golden["text"], prompt.text)
+            result.warn(f"{name} sends another prompt", REMEDIES[name], difference)
+    if not golden["text"].startswith(prompt.text):
         result.warn(
-            f"the prompt that is served is no beginning of what was trained ({difference})",
+            "the prompt that is served is no beginning of what was trained",
             "train with the template's own switches, or with reasoning in the answers",
+            _first_difference(golden["text"], prompt.text),
+        )
+    elif prompt.ids != golden["input_ids"][: len(prompt.ids)]:
+        result.warn(
+            "the tokens at the end of the prompt are other ones than in training, where the "
+            "first letters of the answer join them",
+            "give a prompt format whose answers begin after a control token or a line break",
+            _first_difference(golden["input_ids"], prompt.ids),
         )
     if _asked(golden) != golden["messages"][:-1]:
         result.warn(
@@ -243,7 +249,7 @@ def _compare_modelfile(
             result.checks.append(f"golden conversation {number}, prompt as Ollama sends it")
         else:
             difference = _first_difference(prompt, served.text)
-            result.warn(f"Ollama sends another prompt: {difference}", REMEDIES["Ollama"])
+            result.warn("Ollama sends another prompt", REMEDIES["Ollama"], difference)
 
 
 def _compare_stops(

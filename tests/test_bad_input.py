@@ -180,3 +180,12 @@ def test_samples_longer_than_the_model_was_made_for_are_said(
     assert main([str(a) for a in command]) == 0
     printed = capsys.readouterr()
     assert "max_length is 500,000, and the model was made for" in printed.out + printed.err
+
+
+def test_a_folder_without_its_flag_is_told_which_flag(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", "run"])
+    assert stopped.value.code == 2
+    assert "unknown argument run, did you mean --adapter run or --model run?" in (
+        capsys.readouterr().err
+    )

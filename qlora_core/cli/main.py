@@ -38,7 +38,13 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             close = get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.7)
-            self.error(f"unknown argument {flag}" + "".join(f", did you mean {c}?" for c in close))
+            if not flag.startswith("-"):
+                folders = [f for f in ("--adapter", "--model") if f in self._option_string_actions]
+                close = [f"{name} {flag}" for name in folders]
+            self.error(
+                f"unknown argument {flag}"
+                + (f", did you mean {' or '.join(close)}?" if close else "")
+            )
         return known, unknown
 
     def error(self, message: str) -> NoReturn:

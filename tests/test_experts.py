@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import linear
 
 from exams.soak.small import bench
+from exams.sweep import experts, zoo
 from qlora_core.errors import BadInput, TrainingStopped
 from qlora_core.kernels import nf4
 from qlora_core.kernels.experts import ExpertStack, quantize_parts
@@ -309,3 +310,21 @@ def test_a_run_with_experts_packs_batches_and_resumes_to_the_bit(tmp_path: Path)
         assert all(torch.equal(one[name], other[name]) for name in one)
         losses = [line["loss"] for line in straight.metrics() if "loss" in line]
         assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["granitemoe", "dbrx"])
+def test_a_sample_of_the_exam_of_experts(name: str, tmp_path: Path) -> None:
+    case = experts.examined(name, zoo.text_models()[name], tmp_path)
+    assert case.passed, case.detail
+
+
+def test_mixtral_8x7b_is_planned_in_a_quarter_of_what_transformers_needs() -> None:
+    sizes = experts.planned()
+    assert sizes["mixtral 8x7b in GB"] < 25
+    assert sizes["mixtral 8x7b in GB, experts in 16 bits"] > 90
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="measured through /proc")
+def test_loading_experts_takes_their_4_bit_size_and_one_tensor() -> None:
+    assert experts.loading()["loading, peak in MiB"] < 220

@@ -82,7 +82,7 @@ REAL = {
     "vigogne": ("vigogne-2-7b-chat",),
 }
 # fmt: on
-"""Written by hand, from what each of the 83 renders and from the models' own cards."""
+"""Written by hand, from what each of the 83 renders."""
 
 
 @pytest.fixture(scope="module")

@@ -167,6 +167,6 @@ SUITE = Suite(
     name="experts",
     promise="experts are 4-bit and load within bounds; adapters on them learn, reload and merge",
     cases=cases,
-    full=65,
+    full=66,
     quick=6,
 )

@@ -312,7 +312,7 @@ def test_a_run_with_experts_packs_batches_and_resumes_to_the_bit(tmp_path: Path)
         assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", ["granitemoe", "dbrx"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "dbrx"])
 def test_a_sample_of_the_exam_of_experts(name: str, tmp_path: Path) -> None:
     case = experts.examined(name, zoo.text_models()[name], tmp_path)
     assert case.passed, case.detail

@@ -82,7 +82,7 @@ def _commanded(name: str, folder: Path, command: list[str]) -> Case:
         with redirect_stdout(io.StringIO()), redirect_stderr(errors):
             return main([*command[:1], *where, *command[1:]])
 
-    found = watch(run, patience=120)
+    found = watch(run, patience=600)
     fault = found.fault(BUILD_SECONDS) or _touched(folder)
     if not fault and found.result not in (0, 2):
         fault = f"exit code {found.result}"

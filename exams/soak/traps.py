@@ -20,8 +20,10 @@ from qlora_core.errors import QloraError
 EVENTS = ("socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system",
           "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class")  # fmt: skip
 """What Python reports to an audit hook, and a model's files must never cause."""
-OURS = ("qlora_core.data.bounded_child", "'uname'")
-"""Programs that are started on purpose: what renders templates, and Python's own `platform`."""
+OURS = ("qlora_core.data.bounded_child", "'uname'", "['ninja', '--version']")
+"""Fixed programs, whatever the input says: what renders templates, what Python's `platform` asks,
+and what transformers' class of RWKV asks when it is built.
+"""
 
 
 class TookTooLong(BaseException):

@@ -51,7 +51,7 @@ def rate(work: Callable[[Path], int], path: Path) -> float:
     for _ in range(3):
         start = time.process_time()
         best.append(work(path) / (time.process_time() - start))
-    return max(best)
+    return float(max(best))
 
 
 if __name__ == "__main__":

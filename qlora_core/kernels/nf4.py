@@ -81,7 +81,8 @@ def _levels(scaled: Tensor) -> Tensor:
 @cache
 def _tables() -> tuple[Tensor, Tensor]:
     """By the upper bits of a float32: how many midpoints lie below all such values (uint8), and
-    the one midpoint that lies among them (float32, infinity where there is none)."""
+    the one midpoint that lies among them (float32, infinity where there is none).
+    """
     first = torch.arange(2 ** (32 - _SHIFT)) << _SHIFT
     edges = torch.stack([first, first + 2**_SHIFT - 1]).to(torch.int32).view(torch.float32)
     midpoints = torch.tensor(_midpoints())

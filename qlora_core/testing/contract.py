@@ -205,9 +205,10 @@ class ArchitectureContract:
         _save(_awake(base), case.config, tmp_path)
         loaded = load_model(tmp_path, compute_dtype=torch.float32, device="cpu")
         loaded.quantization.require_complete()
-        packed = loaded.quantization.quantized.tensors
         kept = tuple(case.family.targets.keep_unquantized)
-        owed = sum(not below(x.path, kept) for x in _structure(case).adaptable())
+        layers = [x.path for x in _structure(case).adaptable() if not below(x.path, kept)]
+        owed = len({id(loaded.model.get_submodule(path).weight) for path in layers})  # shared once
+        packed = loaded.quantization.quantized.tensors
         assert packed >= owed, f"{packed} tensors are 4-bit, {owed} layers should be: report this"
         model: Any = attach(loaded.model, architecture=case.family, rank=4)
         words = torch.randint(0, _vocabulary(loaded.model), (4, 16))

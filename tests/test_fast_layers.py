@@ -21,6 +21,8 @@ from qlora_core.kernels.head_probe import Unfit, find_head
 from qlora_core.kernels.layer import Keep
 from qlora_core.models.adapters import attach, enable_checkpointing
 from qlora_core.models.loader import load_model
+from qlora_core.models.skeleton import build_skeleton
+from qlora_core.registry.detect import installed
 from qlora_core.training.losses import Loss, summed_loss
 from qlora_core.training.precision import Precision
 from qlora_core.training.roads import (
@@ -239,6 +241,16 @@ def test_a_layer_of_another_shape_computes_by_its_own_code_and_says_so(
     assert notice["code"] == "own-layers"
     assert why in notice["message"]
     torch.testing.assert_close(loss(model, batch()), summed_loss(model, batch()), rtol=1e-4, atol=0)
+
+
+def test_layers_that_are_given_no_rotations_compute_by_their_own_code(tmp_path: Path) -> None:
+    family = installed().architectures["moshi"]
+    torch.manual_seed(0)
+    model = attach(build_skeleton(family.example, device="cpu"), architecture=family, rank=4)
+    run = Run(tmp_path, new_record())
+    choose_road(run, model, Precision(torch.device("cpu")), plain=False)
+    assert run.record["fast_path"]["layers"] == "own"
+    assert "position_embeddings" in run.record["notices"][-1]["message"]
 
 
 def test_adapters_that_are_no_plain_lora_are_left_to_peft() -> None:

@@ -46,6 +46,8 @@ def _clean(bench: small.Bench, family: str, number: int) -> Case | None:
         torch.manual_seed(number)
         try:
             model: Any = build_skeleton(example, device="cpu")
+            for parameter in model.parameters():  # an untrained model holds zeros, none other does
+                parameter.data.add_(0.02 * torch.randn_like(parameter))
             model.to(torch.bfloat16)
             model.save_pretrained(folder)
         except (QloraError, ValueError, RuntimeError, NotImplementedError):

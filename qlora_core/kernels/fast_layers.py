@@ -91,19 +91,17 @@ def install(base: Any, parts: LabelHead, autocast: Autocast) -> FastLayers:
     modules = _decoder_layers(parts.decoder)
     with evaluating(base), torch.no_grad(), autocast():
         given = _given(parts, base, modules)
-    found = FastLayers(value_bytes=next(iter(given.values()))["position_embeddings"][0].itemsize)
-    weights, proven = resident(Workspace()), dict[Any, str]()
-    for path, module in modules.items():
-        reason = _reason(module, given[path], proven)
-        if reason:
-            found.refused[path] = reason
-            continue
-        layer = read_layer(module, weights, found.elementwise)
-        found.layers[path] = layer
-    if not found.layers:
-        raise Unfit(next(iter(found.refused.values())))
-    for path, layer in found.layers.items():
-        _replace(modules[path], layer)
+    proven = dict[Any, str]()
+    reasons = {path: _reason(module, given[path], proven) for path, module in modules.items()}
+    fit = [path for path, reason in reasons.items() if not reason]
+    if not fit:
+        raise Unfit(next(iter(reasons.values())))
+    found = FastLayers(value_bytes=given[fit[0]]["position_embeddings"][0].itemsize)
+    found.refused |= {path: reason for path, reason in reasons.items() if reason}
+    weights = resident(Workspace())
+    for path in fit:
+        found.layers[path] = read_layer(modules[path], weights, found.elementwise)
+        _replace(modules[path], found.layers[path])
     return found
 
 

@@ -48,6 +48,7 @@ def test_rows_add_up_in_damaged_files() -> None:
     assert failures(bad_data.MUTATED_SUITE, 90) == []
 
 
+@pytest.mark.slow
 def test_fuzzed_texts_yield_no_control_tokens() -> None:
     assert failures(injection.FUZZ_SUITE, 100) == []
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.validation import check, made
-from exams.soak.bad_files import FAULTS, FILES, GOOD, ROWS, jsonl
+from exams.soak.bad_files import AROUND, FAULTS, FILES, GOOD, ROWS, jsonl
+from exams.soak.plain_files import plain_files
 from exams.suite import Case, Suite
 from qlora_core.data.prepare import prepare_data
 from qlora_core.data.problems import Problems
@@ -21,8 +22,8 @@ from qlora_core.data.rows import collect_rows
 from qlora_core.errors import BadInput
 from qlora_core.testing.tokenizers import toy_tokenizer
 
-AROUND, LATE = 9, 200_000
-"""How many good rows stand around a bad one; before a late one."""
+LATE = 200_000
+"""How many good rows stand before a late one."""
 LATE_ROWS = 20_000
 """The same where every row is encoded."""
 CHAT = (
@@ -248,42 +249,6 @@ def _is_row(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict)
-
-
-def plain_files(count: int, seed: int) -> Iterator[Case]:
-    """The same files read by ``datasets``: does it refuse, and name file and line?"""
-    del count, seed
-    with tempfile.TemporaryDirectory() as place:
-        for name, (line, _) in FAULTS.items():
-            path = Path(place) / f"{len(name)}-{abs(hash(name))}.jsonl"
-            path.write_bytes(b"\n".join([*GOOD[:4], line, *GOOD[4:AROUND]]) + b"\n")
-            yield _plain(f"{name}, middle", path, "json", 5, place)
-        for name, broken in FILES.items():
-            path = Path(place) / broken.name
-            path.write_bytes(broken.content)
-            kind = path.name.split(".")[1].replace("tsv", "csv").replace("jsonl", "json")
-            yield _plain(name, path, kind.replace("txt", "text"), broken.line, place)
-
-
-def _plain(name: str, path: Path, kind: str, line: int, place: str) -> Case:
-    import datasets
-
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(dir=place) as cache:
-        try:
-            rows = datasets.load_dataset(kind, data_files=str(path), cache_dir=cache)["train"]
-        except Exception as error:
-            chain: BaseException | None = error
-            said = ""
-            while chain is not None:
-                said += f" {chain}"
-                chain = chain.__cause__ or chain.__context__
-            named = [what for what, there in (
-                ("file", path.name in said),
-                ("line", f"line {line}" in said or f"row {line - 1}" in said.lower()),
-            ) if there]  # fmt: skip
-            return Case(name, len(named) == 2, f"refused whole, naming {named or 'neither'}")
-        return Case(name, False, f"accepted: {len(rows)} rows")
 
 
 FILES_SUITE = Suite(

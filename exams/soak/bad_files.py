@@ -8,6 +8,8 @@ import json
 import zlib
 from typing import Any, NamedTuple
 
+AROUND = 9
+"""How many good rows stand around a bad one."""
 GOOD = [b'{"question": "q%d", "answer": "a%d"}' % (i, i) for i in range(9)]
 
 # name -> (a line that is no row, what must be said about it)

@@ -1,0 +1,51 @@
+"""The faulty files of `bad_data`, read by ``datasets``: the baseline."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from exams.soak.bad_files import AROUND, FAULTS, FILES, GOOD
+from exams.suite import Case
+
+PLAIN = """
+import sys, traceback, datasets
+kind, path, cache = sys.argv[1:]
+try:
+    rows = datasets.load_dataset(kind, data_files=path, cache_dir=cache)["train"]
+    print(f"accepted: {len(rows)} rows")
+except Exception as error:
+    print("refused:", "".join(traceback.format_exception_only(error)), error.__cause__)
+"""
+
+
+def plain_files(count: int, seed: int) -> Iterator[Case]:
+    """The same files read by ``datasets``, each in a child: does it name file and line?"""
+    del count, seed
+    with tempfile.TemporaryDirectory() as place:
+        for name, (line, _) in FAULTS.items():
+            path = Path(place) / "train.jsonl"
+            path.write_bytes(b"\n".join([*GOOD[:4], line, *GOOD[4:AROUND]]) + b"\n")
+            yield _plain(f"{name}, middle", path, "json", 5)
+        for name, broken in FILES.items():
+            path = Path(place) / broken.name
+            path.write_bytes(broken.content)
+            kind = path.name.split(".")[1].replace("tsv", "csv").replace("jsonl", "json")
+            yield _plain(name, path, kind.replace("txt", "text"), broken.line)
+
+
+def _plain(name: str, path: Path, kind: str, line: int) -> Case:
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-c", PLAIN, kind, str(path), cache]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return Case(name, False, f"the process ended with {done.returncode}")
+    said = done.stdout
+    if "accepted" in said:
+        return Case(name, False, said.strip())
+    told = {"file": path.name in said, "line": f"line {line}" in said or f"row {line - 1}" in said}
+    named = [what for what, is_told in told.items() if is_told]
+    return Case(name, len(named) == 2, f"refused whole, naming {named or 'neither'}")

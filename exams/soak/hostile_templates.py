@@ -96,10 +96,11 @@ CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "
 
 
 def cases(count: int, seed: int) -> Iterator[Case]:
-    """Each template with a few conversations, in this process as training does it."""
-    del count, seed
+    """Each template (or so many of them) with a few conversations, as training renders them."""
+    del seed
+    step = max(1, len(TEMPLATES) // count)
     with tempfile.TemporaryDirectory() as place:
-        for number, (name, template) in enumerate(TEMPLATES.items()):
+        for number, (name, template) in enumerate(list(TEMPLATES.items())[::step]):
             ran, _ = canary(Path(place), str(number))
             yield _rendered(name, template.replace("{canary}", str(ran)), ran)
         yield _rendered("a sound one, after them all", GOOD, Path(place) / "none")
@@ -160,5 +161,5 @@ def plain(count: int, seed: int) -> Iterator[Case]:
 
 SUITE = Suite(
     "hostile-templates", "a chat template is stopped within 3 s and reaches nothing outside",
-    cases, full=70, quick=70, baseline=plain,
+    cases, full=70, quick=17, baseline=plain,
 )  # fmt: skip

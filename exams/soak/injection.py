@@ -175,7 +175,7 @@ def _plain(name: str, tokenizer: Any, role: str, attack: str) -> Case:
 
 TOKENS_SUITE = Suite(
     "injection-tokens", "every added token, spelt out in any role, stays text",
-    every_token, full=EVERY, quick=500, baseline=plain_every_token,
+    every_token, full=EVERY, quick=250, baseline=plain_every_token,
 )  # fmt: skip
 FUZZ_SUITE = Suite(
     "injection-fuzz", "no text of tokens and halves of tokens yields a control token",
@@ -183,5 +183,5 @@ FUZZ_SUITE = Suite(
 )  # fmt: skip
 BENIGN_SUITE = Suite(
     "injection-benign", "texts without control tokens have the ids of one pass over the rendering",
-    benign, full=30_000, quick=400,
+    benign, full=30_000, quick=150,
 )  # fmt: skip

@@ -153,20 +153,21 @@ def test_4_bit_experts_compute_what_their_dequantized_weights_do(name: str, tmp_
     assert apart(logits(model), logits(plain)) < EXACT
 
 
+@pytest.mark.parametrize("name", ["mixtral", "dbrx"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_no_more_than_one_expert_is_ever_dequantized(
-    checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpointing: bool, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
     dequantize = ExpertStack.dequantized
 
     def measured(self: ExpertStack, start: int, stop: int) -> torch.Tensor:
-        sizes.append((stop - start) / self.shape[1:].numel())
+        sizes.append((stop - start) * self.experts / self.shape.numel())
         return dequantize(self, start, stop)
 
     monkeypatch.setattr(ExpertStack, "dequantized", measured)
     model = attach(
-        load(base("mixtral", tmp_path)), targets="all,experts", gradient_checkpointing=checkpointing
+        load(base(name, tmp_path)), targets="all,experts", gradient_checkpointing=checkpointing
     )
     model.train()(input_ids=tiny.tokens(), labels=tiny.tokens()).loss.backward()
     assert max(sizes) == 1
@@ -174,7 +175,9 @@ def test_no_more_than_one_expert_is_ever_dequantized(
     shapes: list[torch.Size] = []
     with held:
         model(input_ids=tiny.tokens())
-    experts = {part.shape[1:] for part in model.modules() if isinstance(part, ExpertStack)}
+    stacks = [part for part in model.modules() if isinstance(part, ExpertStack)]
+    experts = {part.view(part.experts, -1, part.shape[-1])[0].shape for part in stacks}
+    assert len(next(iter(experts))) == 2
     assert not experts & set(shapes)  # nor kept for the backward pass
 
 
@@ -268,9 +271,57 @@ def test_shared_experts_and_dense_layers_are_adapted_where_peft_means_others(
     assert "plain PEFT cannot adapt gate_proj on a 4-bit base" in caplog.text
 
 
+def test_a_matrix_of_experts_reloads_bit_by_bit_and_merges_by_plain_peft_too(
+    tmp_path: Path,
+) -> None:
+    folder = base("dbrx", tmp_path)
+    model = trained(folder)
+    expected, adapter = logits(model), save(model, tmp_path)
+    again = put_on(load(folder), read_adapter(adapter, base=folder))
+    assert torch.equal(logits(again), expected)
+    with again.disable_adapter():
+        assert torch.equal(logits(again), logits(load(folder).eval()))
+    in_16_bits = put_on(dequantized(model, folder), read_adapter(adapter, base=folder))
+    assert apart(expected, logits(in_16_bits)) < EXACT
+    plain = peft.PeftModel.from_pretrained(dequantized(model, folder), adapter).eval()
+    with pytest.raises(AttributeError):  # the limit that docs/experts.md states
+        logits(plain)
+    assert apart(expected, logits(plain.merge_and_unload())) < EXACT
+    merge(adapter, tmp_path / "merged", base=folder, check=False, device="cpu")
+    assert apart(expected, logits(load(tmp_path / "merged", None).eval())) < EXACT
+
+
+@pytest.mark.parametrize("quantize", ["nf4", None])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_in_a_matrix_each_expert_has_rows_that_learn_from_its_tokens_alone(
+    checkpointing: bool, quantize: str | None, tmp_path: Path
+) -> None:
+    folder, words = base("dbrx", tmp_path), tiny.tokens()[:1, :3]
+    loaded = load(folder, quantize)
+    plain = dequantized(loaded, folder).train()
+    model = attach(loaded, targets="experts", rank=4, gradient_checkpointing=checkpointing).train()
+    ours = {path.removeprefix("base_model.model."): layer for path, layer in expert_layers(model)}
+    factors = {path: [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+               for path, layer in ours.items()}  # fmt: skip
+    assert len(factors) == 6
+    torch.nn.init.normal_(next(iter(factors.values()))[1], std=0.05)
+    copies = {path: [one.detach().clone().requires_grad_() for one in pair]
+              for path, pair in factors.items()}  # fmt: skip
+    model(input_ids=words).logits.square().mean().backward()  # of every token, the last too
+    dense = {p: plain.get_parameter(p).detach() + 2 * b @ a for p, (a, b) in copies.items()}
+    result = torch.func.functional_call(plain, dense, kwargs={"input_ids": words})
+    result.logits.square().mean().backward()
+    for path, pair in factors.items():
+        for own, copy in zip(pair, copies[path], strict=True):
+            assert torch.allclose(own.grad, copy.grad, atol=1e-5), path
+        used = torch.tensor([number in ours[path].stack.used for number in range(4)])
+        assert torch.equal(ours[path].gradients() > 0, used)
+    assert any(layer.count()[1] < 4 for layer in ours.values())  # of some no token was asked
+
+
 def test_what_peft_has_no_adapter_for_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="flat matrix"):
-        attach(load(base("dbrx", tmp_path)), targets="all,experts")
+    with pytest.raises(BadInput, match=r"hide .*mlp.w1 from the module that reads it"):
+        lora_config(load(base("dbrx", tmp_path), None), targets="all,experts")
     model = load(base("mixtral", tmp_path / "other"))
     for options in ({"dropout": 0.1}, {"dora": True}):
         with pytest.raises(BadInput, match="for expert parameters"):

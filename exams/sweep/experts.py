@@ -28,11 +28,6 @@ LEAST = 0.98
 """The share of an expert stack's weights that must be 4-bit."""
 SLACK = 1.1
 """Loading may take the size of the 4-bit model times this, plus its largest tensor in 16 bits."""
-WITHOUT_ADAPTERS = {
-    "dbrx": "keeps its experts in flat matrices that another module reads: PEFT has no adapter "
-    "for one of them, and its wrapper hides them from that module (AttributeError: w1)",
-}
-"""Type -> why its experts are 4-bit without adapters; all other layers are adapted."""
 MIXTRAL_8X7B = {
     "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 4096,
     "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -86,12 +81,11 @@ def cases(count: int, seed: int) -> Iterator[Case]:
 
 def examined(name: str, config: zoo.Config, root: Path) -> Case:
     """The promises of the experts, then those of every 4-bit model with its experts adapted."""
-    targets = "all" if name in WITHOUT_ADAPTERS else "all,experts"
-    first = _guarded(name, lambda: _stacks(config, root / "stacks", targets))
+    first = _guarded(name, lambda: _stacks(config, root / "stacks"))
     gc.collect()
     if not first.passed:
         return first
-    second = nf4.examined(name, config, root, targets=targets)
+    second = nf4.examined(name, config, root, targets="all,experts")
     return Case(name, second.passed, second.detail, {**first.figures, **second.figures})
 
 
@@ -104,7 +98,7 @@ def _guarded(name: str, ask: Any) -> Case:
         return Case(name, False, f"{type(error).__name__}: {str(error)[:300]}")
 
 
-def _stacks(config: zoo.Config, base: Path, targets: str) -> dict[str, float]:
+def _stacks(config: zoo.Config, base: Path) -> dict[str, float]:
     """In 4 bits; one batch; every expert that saw a token has a gradient."""
     plain = zoo.save(config, base)
     stacks = {stack.path: stack.parameters for stack in analyse(plain).experts}
@@ -114,17 +108,15 @@ def _stacks(config: zoo.Config, base: Path, targets: str) -> dict[str, float]:
     share = 1 - missing / sum(stacks.values())
     if share < LEAST:
         raise nf4.Broken(f"{share:.1%} of the experts' weights are 4-bit")
-    if targets == "all":
-        return {"expert weights in 16 bits": 1 - share}
     family = loaded.detection.architecture
-    model = attach(loaded.model, architecture=family, targets=targets, rank=4).train()
+    model = attach(loaded.model, architecture=family, targets="all,experts", rank=4).train()
     words = zoo.text(model)
     ask = {"input_ids": words, "attention_mask": torch.ones_like(words), "use_cache": False}
     model(**ask).logits.float().square().mean().backward()  # of every token, the last ones too
     dead, unused, experts = [], 0, 0
     for path, layer in expert_layers(model):
         gradients = layer.gradients()
-        used = torch.tensor([number in layer.stack.used for number in range(layer.num_experts)])
+        used = torch.tensor([number in layer.stack.used for number in range(layer.stack.experts)])
         learned = gradients.isfinite() & (gradients > 0)
         dead += [f"{path}[{number}]" for number in (used & ~learned).nonzero().flatten()]
         experts, unused = experts + len(used), unused + int((~used).sum())

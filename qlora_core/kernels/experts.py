@@ -5,13 +5,14 @@ transformers keeps the experts of a layer in one parameter and computes with
 that stands for the weight of one expert and is dequantized inside the matrix product, in the
 forward pass and once more in the backward pass, so that never more than one expert is in
 16 bits. Adapters are applied to the tokens that an expert is given, not to its weight.
+A family may keep its experts one below another in a matrix, of which its code makes a stack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_blockwise
@@ -23,15 +24,35 @@ Factors = tuple[Tensor, Tensor]
 """(rows, rank) and (rank, columns): their product is what an adapter adds to one expert."""
 
 
+class RowFactors(NamedTuple):
+    """Of experts one below another: each has rows of its own of ``left``, and all share ``right``.
+
+    (experts * rows, rank) and (rank, columns).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def of(self, number: int, rows: int) -> Factors:
+        """The pair of one expert, which has so many rows."""
+        return self.left[number * rows : (number + 1) * rows], self.right
+
+
+Adapter = Sequence[Factors] | RowFactors
+"""What is added to the experts: a pair for each, or the factors of the matrix that they make."""
+
+
 class ExpertStack(nn.Module):
-    """Stands where the model had a parameter of shape (experts, rows, columns)."""
+    """Stands where the model had a parameter of shape (experts, rows, columns), or a matrix."""
 
     def __init__(self, packed: Tensor, state: QuantState) -> None:
         super().__init__()
         self.packed = nn.Parameter(packed, requires_grad=False)
         self.state = state
-        self.factors: Sequence[Factors] | None = None
-        """One pair per expert while an adapter is active."""
+        self.factors: Adapter | None = None
+        """Of the adapter, while one is active."""
+        self.experts = _experts(self.shape)
+        """How many there are; of a matrix 1, until the model's code has taken it apart."""
         self.used: set[int] = set()
         """Numbers of the experts that were given tokens since this was last cleared."""
 
@@ -53,7 +74,7 @@ class ExpertStack(nn.Module):
 
     def whole(self) -> Weight:
         """All experts, as a value to compute with."""
-        return Weight(self, tuple(self.shape))
+        return Weight(self, tuple(self.shape), factors=self.factors)
 
     def size(self, dim: int | None = None) -> Any:
         """As of a tensor."""
@@ -115,6 +136,33 @@ class ExpertStack(nn.Module):
         return found
 
 
+class PlainStack:
+    """A parameter in 16 bits as a stack: nothing is dequantized, and one expert read at a time."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.experts = _experts(parameter.shape)
+        self.used: set[int] = set()
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the parameter."""
+        return self.parameter.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameter."""
+        return self.parameter.dtype
+
+    def dequantized(self, start: int, stop: int) -> Tensor:
+        """As of an ``ExpertStack``."""
+        return self.parameter.detach().view(-1)[start:stop]
+
+
+def _experts(shape: torch.Size) -> int:
+    return shape[0] if len(shape) == 3 else 1
+
+
 def quantize_parts(
     parts: list[Tensor], shape: torch.Size, *, quant_type: str, nested: bool
 ) -> tuple[Tensor, QuantState]:
@@ -146,9 +194,11 @@ def quantize_parts(
 class Weight:
     """The weight of one expert (rows, columns), or of all, that exists only while it is used."""
 
-    stack: ExpertStack
+    stack: ExpertStack | PlainStack
     stored: tuple[int, ...]
     """The shape as it is stored."""
+    factors: Adapter | None = None
+    """Of the adapter that it carries."""
     number: int = 0
     flipped: bool = False
     """Whether rows and columns are exchanged."""
@@ -181,7 +231,9 @@ class Weight:
         if -1 in wanted:
             known = torch.Size([size for size in wanted if size != -1]).numel()
             wanted[wanted.index(-1)] = self.stack.shape.numel() // known
-        return Weight(self.stack, tuple(wanted))
+        if len(wanted) == 3:
+            self.stack.experts = wanted[0]
+        return replace(self, stored=tuple(wanted))
 
     def __getitem__(self, number: Any) -> Weight | Tensor:
         one = isinstance(number, int) or (isinstance(number, Tensor) and number.ndim == 0)
@@ -205,7 +257,7 @@ class Weight:
 
     def dense(self) -> Tensor:
         """The values as a tensor, adapter included: for what only a tensor can do."""
-        if self.stack.factors is None:
+        if self.factors is None:
             return self.frozen()
         if len(self.stored) == 3:
             return torch.stack([self.one(number).dense() for number in range(len(self))])
@@ -218,7 +270,7 @@ class Weight:
             parts = [self.one(number).applied(part) for number, part in enumerate(inputs)]
             return torch.stack(parts)
         result: Tensor = _Product.apply(inputs.to(self.stack.dtype), self)  # type: ignore[no-untyped-call]  # torch's
-        if self.stack.factors is None:
+        if self.factors is None:
             return result
         if inputs.numel():
             self.stack.used.add(self.number)
@@ -226,8 +278,11 @@ class Weight:
         return result + (inputs.to(left.dtype) @ left @ right).to(result.dtype)
 
     def _factors(self) -> Factors:
-        assert self.stack.factors is not None
-        left, right = self.stack.factors[self.number]
+        assert self.factors is not None
+        if isinstance(self.factors, RowFactors):
+            left, right = self.factors.of(self.number, self.stored[0])
+        else:
+            left, right = self.factors[self.number]
         return (right.mT, left.mT) if self.flipped else (left, right)
 
     @classmethod

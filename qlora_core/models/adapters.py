@@ -14,7 +14,7 @@ from torch import nn
 
 from qlora_core.errors import BadInput, CheckFailed
 from qlora_core.facts.architecture import Architecture
-from qlora_core.models.expert_adapters import expert_layers, tensor_at
+from qlora_core.models.expert_adapters import expert_layers, is_read_elsewhere, tensor_at
 from qlora_core.models.peft_names import adaptable, as_asked, make_plain, make_portable
 from qlora_core.models.quantization import quant_state
 from qlora_core.models.quantizer import prepare_for_training
@@ -47,7 +47,8 @@ def lora_config(
     ``alpha`` is ``2 * rank`` unless given. From a detection the names are those that the family
     states; a model is also asked whether it has them. For plain PEFT, which adapts less than
     ``attach`` on a 4-bit mixture of experts: what it would not adapt is left out with a warning.
-    Raises BadInput as ``select_layers`` does, and for 4-bit expert stacks.
+    Raises BadInput as ``select_layers`` does, for 4-bit expert stacks, and for matrices of
+    experts that another module reads.
     """
     scope = targets if isinstance(targets, str) else ",".join(targets)
     if isinstance(source, Detection):
@@ -55,11 +56,22 @@ def lora_config(
         return _config(stated, rank, alpha, dropout, rslora=rslora, dora=dora)
     chosen = select_layers(source, detect(source).architecture, scope)
     config = _config(chosen, rank, alpha, dropout, rslora=rslora, dora=dora)
+    _refuse_hidden(source, chosen)
     for name in make_plain(config, chosen.modules, source):
         log.warning("plain PEFT cannot adapt %s on a 4-bit base: qlora_core.attach can", name)
     same = sorted(namesakes(source, chosen.target_modules))
     config.exclude_modules = join_excluded(chosen.exclude_modules, same)
     return config
+
+
+def _refuse_hidden(model: nn.Module, chosen: Selection) -> None:
+    for path in chosen.parameters:
+        owner, _, name = path.rpartition(".")
+        if is_read_elsewhere(model.get_submodule(owner), name):
+            raise BadInput(
+                f"plain PEFT would hide {path} from the module that reads it",
+                "use qlora_core.attach in place of get_peft_model, or --targets all",
+            )
 
 
 def attach(
@@ -111,12 +123,11 @@ def _announce_experts(model: nn.Module, selection: Selection, rank: int) -> None
     """Say how many parameters the experts' adapters will have, before there are any."""
     shapes = [tensor_at(model, path).shape for path in selection.parameters]
     if shapes:
-        count = sum(experts * rank * (rows + columns) for experts, rows, columns in shapes)
+        count = sum(rank * torch.Size(shape[:-2]).numel() * sum(shape[-2:]) for shape in shapes)
         log.warning(
-            "adapters on routed experts: %s parameters (rank %d, %d experts in %d stacks)",
+            "adapters on routed experts: %s parameters (rank %d, %d stacks)",
             f"{count:,}",
             rank,
-            sum(shape[0] for shape in shapes),
             len(shapes),
         )
 

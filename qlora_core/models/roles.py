@@ -116,6 +116,13 @@ def cast_weights(owner: type[Any]) -> frozenset[str]:
     return frozenset(casts.findall(_source(owner)))
 
 
+@cache
+def reads_own(owner: type[Any], name: str) -> bool:
+    """Whether the code of ``owner`` reads its parameter ``name``; True where there is no code."""
+    code = _source(owner)
+    return not code or re.search(rf"\bself\.{re.escape(name)}\b", code) is not None
+
+
 def _source(owner: type[Any]) -> str:
     """The code that runs in ``owner``: not its set-up, and nothing that torch brings."""
     parts = []

@@ -26,7 +26,7 @@ class Selection:
     modules: Mapping[str, str]
     """Path of every linear layer to adapt -> its role."""
     parameters: tuple[str, ...]
-    """Paths of 3-D expert parameters to adapt."""
+    """Paths of expert parameters to adapt: stacks, or matrices of experts one below another."""
     target_modules: list[str] | str
     target_parameters: list[str]
     exclude_modules: str | None
@@ -174,18 +174,11 @@ def _by_expression(
 def _expert_parameters(model: nn.Module, names: list[str]) -> tuple[str, ...]:
     if not names:
         return ()
-    sizes = {path: value.ndim for path, value in model.named_parameters()}
-    stacks = {p: part for p, part in model.named_modules() if isinstance(part, ExpertStack)}
-    sizes |= {path: len(part.shape) for path, part in stacks.items()}
-    found = tuple(path for path in sizes if ends_with(path, names))
+    paths = [path for path, _ in model.named_parameters()]
+    paths += [path for path, part in model.named_modules() if isinstance(part, ExpertStack)]
+    found = tuple(path for path in paths if ends_with(path, names))
     if not found:
         raise BadInput(f"no expert parameter is called {', '.join(names)}", "use --targets all")
-    if flat := [path for path in found if sizes[path] != 3]:
-        raise BadInput(
-            f"{flat[0]} keeps its experts one below another in a flat matrix: PEFT has no "
-            "adapter per expert for that",
-            "use --targets all, which adapts everything but the routed experts",
-        )
     return found
 
 

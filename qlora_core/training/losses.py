@@ -73,10 +73,14 @@ def _extra_arguments(model: nn.Module, ids: Tensor, columns: Tensor) -> dict[str
     wanted: dict[str, Any] = {"use_cache": False, "logits_to_keep": columns}
     if getattr(getattr(base, "config", None), "vision_config", None) is not None:
         wanted["token_type_ids"] = torch.zeros_like(ids)
-    known = _parameters(type(base).forward)
+    known = _named(type(base).forward, type(getattr(base, "base_model", base)).forward)
     return {name: value for name, value in wanted.items() if name in known}
 
 
 @lru_cache(maxsize=64)
-def _parameters(forward: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(forward).parameters)
+def _named(forward: Any, inner: Any) -> frozenset[str]:
+    """What ``forward`` takes by name; where it hands on the rest, also what ``inner`` takes."""
+    own = inspect.signature(forward).parameters
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+        return frozenset(own)
+    return frozenset(own) | frozenset(inspect.signature(inner).parameters)

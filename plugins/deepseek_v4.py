@@ -2,6 +2,10 @@
 
 from qlora_core import Architecture, LoraTargets, hookimpl
 
+SHORT_TEXTS = (
+    "in heavily compressed layers it takes part only in texts of a whole window (128 tokens): "
+    "a run over shorter ones would have adapters that never learn"
+)
 deepseek_v4 = Architecture(
     name="deepseek_v4",
     model_types=("deepseek_v4",),
@@ -17,8 +21,8 @@ deepseek_v4 = Architecture(
             "indexer.q_b_proj": "chooses tokens by a top-k, through which no gradient comes",
             "scorer.weights_proj": "chooses tokens by a top-k, through which no gradient comes",
             "self_attn.o_a_proj": "a grouped map, whose output is not that of a linear layer",
-            "compressor.kv_proj": "takes part in long texts only",
-            "compressor.gate_proj": "takes part in long texts only",
+            "compressor.kv_proj": SHORT_TEXTS,
+            "compressor.gate_proj": SHORT_TEXTS,
         },
     ),
     example={

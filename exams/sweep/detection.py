@@ -19,7 +19,7 @@ from qlora_core.registry.targets import resolve_targets
 
 UNNAMED = {
     "blt": "the model that groups bytes runs without gradients, which the structure cannot see",
-    "deepseek_v4": "its compressor takes part in long texts only",
+    "deepseek_v4": "half of its compressors take part only in texts of 128 tokens and more",
     "mllama": "a text skips the layers that look at an image; their MLPs bear the others' names",
     "zamba2": "each place calls one of the shared block's adapters, the rest are idle",
 }

@@ -20,12 +20,13 @@ from transformers.pytorch_utils import Conv1D
 from exams.suite import Case, Suite
 from exams.sweep import zoo
 from exams.sweep.share import LEAST, full_size, listed
-from qlora_core import Architecture
+from qlora_core import Architecture, analyse
 from qlora_core.errors import BadInput
 from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.adapters import attach, check_gradients
 from qlora_core.models.loader import LoadedModel, load_model
 from qlora_core.models.merge import merge
+from qlora_core.models.quantization import float32_names, is_within
 from qlora_core.models.trained import put_on, read_adapter
 from qlora_core.training.losses import summed_loss
 
@@ -86,10 +87,11 @@ def _examine(
     targets: str,
 ) -> None:
     base = root / "base"
-    zoo.save(config, base)
+    built = zoo.save(config, base)
     loaded = _load(base, family=family)
     loaded.quantization.require_complete()
     packed = [path for path, _ in dequantized(loaded.model)]
+    figures["adaptable layers in 16 bits"] = _each_in_4_bits(built, packed)
     figures["share in 16 bits"] = _enough(config, packed)
     words = zoo.text(loaded.model)
     plain = _dequantized_twin(loaded.model, base)
@@ -109,6 +111,15 @@ def _load(
     return load_model(
         folder, quantize=quantize, compute_dtype=torch.float32, device="cpu", architecture=family
     )
+
+
+def _each_in_4_bits(built: Any, packed: list[str]) -> int:
+    """How many layers that can carry an adapter are wide because their class wants it so."""
+    wide = {f"{layer.path}.weight" for layer in analyse(built).adaptable()} - set(packed)
+    asked = {path for path in wide if is_within(path, float32_names(built))}
+    if unasked := sorted(wide - asked):
+        raise Broken(f"{len(unasked)} layers that can carry an adapter are wide: {unasked[:3]}")
+    return len(asked)
 
 
 def _enough(config: zoo.Config, packed: list[str]) -> float:

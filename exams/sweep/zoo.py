@@ -115,8 +115,14 @@ def save(config: Config, folder: Path) -> Any:
     return model
 
 
-def text(model: Any, *, rows: int = 2, length: int = 32) -> torch.Tensor:
-    """Random token ids (rows, length), the same for each model of one vocabulary."""
+def text(model: Any, *, rows: int = 2) -> torch.Tensor:
+    """Random token ids (rows, tokens), the same for each model of one vocabulary and length.
+
+    32 tokens, or a quarter more than the widest window that the model compresses: below one
+    whole window nothing is compressed, and those layers have nothing to learn from.
+    """
+    windows = getattr(model.config, "compress_rates", None) or {}
+    length = max(32, *(5 * int(rate) // 4 for rate in windows.values()))
     parts = (model.get_input_embeddings(), model.get_output_embeddings())
     sizes = [int(part.weight.shape[0]) for part in parts if hasattr(part, "weight")]
     vocabulary = min(sizes or [model.config.get_text_config(decoder=True).vocab_size])

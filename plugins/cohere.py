@@ -37,6 +37,7 @@ cohere2_moe = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"cohere2_moe": ("gate_proj", "up_proj", "down_proj")},
     ),
     tokenizer=cohere.tokenizer,
     example={

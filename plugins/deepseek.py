@@ -16,6 +16,9 @@ deepseek = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts=dict.fromkeys(
+            ("deepseek_v3", "deepseek_v2"), ("gate_proj", "up_proj", "down_proj")
+        ),
     ),
     tokenizer=TokenizerPolicy(
         pad=("<｜▁pad▁｜>", "<｜end▁of▁sentence｜>"),
@@ -61,6 +64,9 @@ deepseek_plain_queries = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts=dict.fromkeys(
+            ("deepseek_v3", "deepseek_v2"), ("gate_proj", "up_proj", "down_proj")
+        ),
     ),
     tokenizer=deepseek.tokenizer,
     example={
@@ -87,6 +93,7 @@ deepseek_v32 = Architecture(
             "weights_proj": "its input is cast to its weight's dtype: integers, in 4 bits",
         },
         dequantize_on_access=("weights_proj",),
+        taken_for_experts={"deepseek_v32": ("gate_proj", "up_proj", "down_proj")},
     ),
     tokenizer=deepseek.tokenizer,
     example={

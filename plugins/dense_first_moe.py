@@ -22,6 +22,10 @@ dense_first_moe = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts=dict.fromkeys(
+            ("dots1", "ernie4_5_moe", "exaone_moe", "solar_open"),
+            ("gate_proj", "up_proj", "down_proj"),
+        ),
     ),
     example={
         "model_type": "dots1",
@@ -70,6 +74,7 @@ hunyuan_moe = Architecture(
         never={
             "gate.wg": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"hunyuan_v1_moe": ("gate_proj", "up_proj", "down_proj")},
     ),
     example={
         "model_type": "hunyuan_v1_moe",
@@ -116,6 +121,7 @@ mellum = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"mellum": ("gate_proj", "up_proj", "down_proj")},
     ),
     example={
         "model_type": "mellum",

@@ -14,6 +14,7 @@ afmoe = Architecture(
         never={
             "router.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"afmoe": ("gate_proj", "up_proj", "down_proj")},
     ),
     example={
         "model_type": "afmoe",
@@ -41,6 +42,7 @@ beam = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"beam": ("gate_proj", "up_proj", "down_proj")},
     ),
     example={
         **afmoe.example,

@@ -39,6 +39,7 @@ glm4_moe = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"glm4_moe": ("gate_proj", "up_proj", "down_proj")},
     ),
     tokenizer=glm.tokenizer,
     example={
@@ -67,6 +68,7 @@ glm4_moe_lite = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"glm4_moe_lite": ("gate_proj", "up_proj", "down_proj")},
     ),
     tokenizer=glm.tokenizer,
     example={
@@ -104,6 +106,7 @@ glm_moe_dsa = Architecture(
             "weights_proj": "its input is cast to its weight's dtype: integers, in 4 bits",
         },
         dequantize_on_access=("weights_proj",),
+        taken_for_experts={"glm_moe_dsa": ("gate_proj", "up_proj", "down_proj")},
     ),
     tokenizer=glm.tokenizer,
     example={

@@ -104,6 +104,7 @@ longcat_flash = Architecture(
         keep_unquantized={
             "classifier": "its weight is used directly, which fails on packed 4-bit values",
         },
+        taken_for_experts={"longcat_flash": MLP},
     ),
     example={
         "model_type": "longcat_flash",

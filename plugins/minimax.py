@@ -12,6 +12,7 @@ minimax = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"minimax": ("w1", "w2", "w3")},
     ),
     example={
         "model_type": "minimax",
@@ -35,6 +36,7 @@ minimax_m2 = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"minimax_m2": ("w1", "w2", "w3")},
     ),
     example={
         **minimax.example,

@@ -11,6 +11,7 @@ mixtral = Architecture(
         # One 3-D parameter each: (experts, out, in).
         experts=("experts.gate_up_proj", "experts.down_proj"),
         never={"mlp.gate": "the router: adapting it unbalances the experts"},
+        taken_for_experts={"mixtral": ("w1", "w2", "w3")},
     ),
     tokenizer=TokenizerPolicy(pad=("<pad>", "<unk>"), bos="required"),
     example={

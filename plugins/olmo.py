@@ -35,6 +35,9 @@ olmo_moe = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts=dict.fromkeys(
+            ("olmoe", "flex_olmo"), ("gate_proj", "up_proj", "down_proj")
+        ),
     ),
     tokenizer=olmo.tokenizer,
     example={

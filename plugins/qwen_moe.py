@@ -51,6 +51,7 @@ qwen3_moe = Architecture(
         never={
             "mlp.gate": "a router: adapting it unbalances the experts",
         },
+        taken_for_experts={"qwen3_moe": ("gate_proj", "up_proj", "down_proj")},
     ),
     prompt=replace(PLAIN_PROMPT, start=""),
     tokenizer=qwen2_moe.tokenizer,

@@ -37,6 +37,7 @@ qwen3_next = Architecture(
         recurrent=("in_proj_qkvz", "in_proj_ba", "out_proj"),
         experts=("experts.gate_up_proj", "experts.down_proj"),
         never=ROUTERS,
+        taken_for_experts={"qwen3_next": MLP},
     ),
     prompt=replace(PLAIN_PROMPT, start=""),
     tokenizer=TokenizerPolicy(

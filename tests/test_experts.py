@@ -264,11 +264,15 @@ def test_shared_experts_and_dense_layers_are_adapted_where_peft_means_others(
     adapter = save(model, tmp_path)
     plain = peft.PeftModel.from_pretrained(dequantized(model, folder), adapter).eval()
     assert apart(logits(model), logits(plain)) < EXACT
-    config = lora_config(load(folder, None))
+    config = lora_config(load(folder, None), dropout=0.1)
     assert "gate_proj.weight" in config.target_parameters
-    config = lora_config(load(folder))
-    assert not config.target_parameters
-    assert "plain PEFT cannot adapt gate_proj on a 4-bit base" in caplog.text
+    assert config.lora_dropout == 0
+    assert "plain PEFT has no dropout for" in caplog.text
+    config = lora_config(load(folder), rank=4, dropout=0.1)
+    assert "gate_proj.weight" in config.target_parameters
+    four_bit = peft.get_peft_model(load(folder), config)
+    for found in ("by_role", "dropout"):
+        assert adapter_report(four_bit)[found] == adapter_report(model)[found]
 
 
 def test_a_matrix_of_experts_reloads_bit_by_bit_and_merges_by_plain_peft_too(

@@ -5,11 +5,21 @@ from __future__ import annotations
 import sys
 
 from exams.suite import Suite, main
-from exams.sweep import detection, experts, fallback, image_text, legacy, nf4, time_travel
+from exams.sweep import (
+    detection,
+    experts,
+    fallback,
+    image_text,
+    legacy,
+    nf4,
+    plain_peft,
+    time_travel,
+)
 
 SUITES: list[Suite] = [
     detection.NAMES,
     detection.TARGETS,
+    plain_peft.SUITE,
     nf4.SUITE,
     experts.SUITE,
     fallback.SUITE,

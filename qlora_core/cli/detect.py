@@ -89,15 +89,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _lines(detection: Detection, *, explain: bool) -> list[str]:
     targets, tokenizer, prompt = detection.targets, detection.tokenizer, detection.prompt_format
-    modules = targets.target_modules
-    shown = modules if isinstance(modules, str) else " ".join(modules)
+    layers = targets.layers
+    shown = layers if isinstance(layers, str) else " ".join(layers)
     turn_end = repr(tokenizer["turn_end"]) if tokenizer["turn_end"] else "the EOS token"
     rows = [
         ("model", detection.model),
         ("architecture", f"{detection.architecture.name}  ({detection.reason})"),
         ("provided by", f"{detection.provided_by} {detection.version}"),
         (f"targets ({targets.scope})", shown or "(none)"),
-        ("  expert weights", " ".join(targets.target_parameters)),
+        ("  as parameters", " ".join(targets.target_parameters)),
         ("  never below", targets.exclude_modules or ""),
         ("stays 16-bit", " ".join(targets.keep_unquantized)),
         ("pad, BOS", f"{_quoted(tokenizer['pad'])}, {_quoted(tokenizer['bos'])}"),

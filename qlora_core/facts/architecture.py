@@ -43,6 +43,10 @@ class LoraTargets:
     """Layers of ``keep_unquantized`` whose weight is 4-bit all the same, and parameters that
     belong to no linear layer: dequantized whenever code reads them."""
 
+    taken_for_experts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Model type -> last names of layers that PEFT, from 0.19 on, does not take as they are:
+    routed experts bore them in older checkpoints of the type, and it adapts those instead."""
+
     def by_role(self) -> dict[str, tuple[str, ...]]:
         """The adaptable names of each role that has any."""
         roles = {role: getattr(self, role) for role in ROLES}

@@ -45,20 +45,25 @@ def lora_config(
     """The ``peft.LoraConfig`` that adapts the layers this family should adapt.
 
     ``alpha`` is ``2 * rank`` unless given. From a detection the names are those that the family
-    states; a model is also asked whether it has them. For plain PEFT, which adapts less than
-    ``attach`` on a 4-bit mixture of experts: what it would not adapt is left out with a warning.
+    states; a model is also asked whether it has them. In either case they are such as plain PEFT
+    takes as they are: layers whose names it would take for experts are listed as parameters.
     Raises BadInput as ``select_layers`` does, for 4-bit expert stacks, and for matrices of
     experts that another module reads.
     """
     scope = targets if isinstance(targets, str) else ",".join(targets)
     if isinstance(source, Detection):
         stated = resolve_targets(source.architecture, scope)
-        return _config(stated, rank, alpha, dropout, rslora=rslora, dora=dora)
-    chosen = select_layers(source, detect(source).architecture, scope)
+        config = _config(stated, rank, alpha, dropout, rslora=rslora, dora=dora)
+        plain = resolve_targets(source.architecture, scope, model_type=source.model_type)
+        if plain.renamed:
+            config.target_modules = set(plain.target_modules)
+            config.target_parameters = plain.target_parameters or None
+        return config
+    architecture = detect(source).architecture
+    chosen = select_layers(source, architecture, scope)
     config = _config(chosen, rank, alpha, dropout, rslora=rslora, dora=dora)
     _refuse_hidden(source, chosen)
-    for name in make_plain(config, chosen.modules, source):
-        log.warning("plain PEFT cannot adapt %s on a 4-bit base: qlora_core.attach can", name)
+    make_plain(config, chosen.modules, source, architecture)
     same = sorted(namesakes(source, chosen.target_modules))
     config.exclude_modules = join_excluded(chosen.exclude_modules, same)
     return config
@@ -115,7 +120,7 @@ def attach(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     verify(wrapped, selection)
-    make_portable(wrapped.peft_config["default"], selection.modules, model)
+    make_portable(wrapped.peft_config["default"], selection.modules, model, architecture)
     return wrapped
 
 

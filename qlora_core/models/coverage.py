@@ -70,12 +70,12 @@ def skeleton_of(detection: Detection) -> nn.Module:
 
 
 def adapted_layers(structure: Structure, targets: ResolvedTargets) -> list[LinearLayer]:
-    """The linear layers that PEFT adapts when given ``targets``."""
-    if isinstance(targets.target_modules, str):
-        pattern = re.compile(targets.target_modules)
+    """The linear layers that carry an adapter when ``targets`` are meant."""
+    if isinstance(targets.layers, str):
+        pattern = re.compile(targets.layers)
         reached = {x.path for x in structure.linears if pattern.fullmatch(x.path)}
     else:
-        reached = hits((x.path for x in structure.linears), targets.target_modules)
+        reached = hits((x.path for x in structure.linears), targets.layers)
     barred = re.compile(targets.exclude_modules) if targets.exclude_modules else None
     return [
         layer
@@ -140,7 +140,7 @@ def _stack_adapter(stack: ExpertStack, rank: int) -> int:
 def _objections(
     structure: Structure, detection: Detection, layers: list[LinearLayer]
 ) -> Iterator[Notice]:
-    targets = detection.targets.target_modules
+    targets = detection.targets.layers
     family = detection.architecture.name
     if too_old_for(detection.architecture):
         yield Notice(

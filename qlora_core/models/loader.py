@@ -201,7 +201,7 @@ def _detect(
         architecture=architecture,
         reason="given by the caller",
         provided_by="the caller",
-        targets=resolve_targets(architecture, found.targets.scope),
+        targets=resolve_targets(architecture, found.targets.scope, model_type=found.model_type),
     )
 
 

@@ -4,12 +4,13 @@ For some mixture-of-experts types PEFT (from 0.19 on) takes ``gate_proj`` and it
 routed experts that had these names in transformers 4, and adapts those in place of the shared
 experts and dense layers that bear the names now (``peft/utils/transformers_weight_conversion``).
 Here it takes names as they are while it injects; on disk such layers are listed as parameters
-(``shared_experts.gate_proj.weight``), a form that it does not touch and loads into the very
-tensors that an adapter on the layer has. That form needs a base in 16 bits.
+(``shared_experts.gate_proj.weight``), a form that no release touches. From it PEFT makes the
+tensors that an adapter on the layer has, and on a base in 4 bits that very adapter.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
@@ -21,10 +22,12 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
 
 from qlora_core.errors import BadInput
+from qlora_core.facts.architecture import Architecture
 from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.expert_adapters import as_parameters
 from qlora_core.models.quantization import convertible
 
+log = logging.getLogger("qlora-core")
 WEIGHT = ".weight"
 
 
@@ -55,14 +58,26 @@ def rewritten_names(names: Iterable[str], model: nn.Module) -> list[str]:
     return lost
 
 
-def make_portable(config: peft.LoraConfig, modules: Iterable[str], model: nn.Module) -> None:
+def taken_names(names: Iterable[str], model: nn.Module, architecture: Architecture) -> list[str]:
+    """Those of ``names`` that some PEFT does not take as they are: the installed one, or, by the
+    family's word, a later one, which may be the one that loads the adapter.
+    """
+    stated = architecture.targets.taken_for_experts.get(_model_type(model), ())
+    names = list(names)
+    rewritten = set(rewritten_names(names, model))
+    return [name for name in names if name in rewritten or name.rpartition(".")[2] in stated]
+
+
+def make_portable(
+    config: peft.LoraConfig, modules: Iterable[str], model: nn.Module, architecture: Architecture
+) -> None:
     """Say in ``config`` what was adapted so that plain PEFT adapts the same.
 
     ``modules`` are the paths of the adapted layers of ``model``, the base. Dropout, which PEFT
     does not have for parameters and only training needs, is left out where that takes effect.
     """
     names = config.target_modules
-    lost = [] if isinstance(names, str) else rewritten_names(names, model)
+    lost = [] if isinstance(names, str) else taken_names(names, model, architecture)
     if not lost:
         return
     everything = [path.replace(".base_layer", "") for path, _ in model.named_parameters()]
@@ -76,10 +91,12 @@ def make_portable(config: peft.LoraConfig, modules: Iterable[str], model: nn.Mod
     config.lora_dropout = 0.0
 
 
-def make_plain(config: peft.LoraConfig, modules: Iterable[str], model: nn.Module) -> list[str]:
+def make_plain(
+    config: peft.LoraConfig, modules: Iterable[str], model: nn.Module, architecture: Architecture
+) -> None:
     """As ``make_portable``, for plain PEFT on ``model`` itself.
 
-    Takes out, and returns, the names that PEFT cannot adapt there because the base is 4-bit.
+    Dropout stays where PEFT has it, on layers in 4 bits; where it is left out, that is logged.
     Raises BadInput for 4-bit expert stacks.
     """
     stacks = [path for path, part in model.named_modules() if isinstance(part, ExpertStack)]
@@ -89,12 +106,16 @@ def make_plain(config: peft.LoraConfig, modules: Iterable[str], model: nn.Module
             "plain PEFT cannot train adapters on 4-bit expert stacks (it skips or breaks them)",
             "use qlora_core.attach in place of get_peft_model, or --targets all",
         )
-    make_portable(config, modules, model)
-    four_bit = [p + WEIGHT for p, part in model.named_modules() if isinstance(part, Linear4bit)]
-    listed = sorted(config.target_parameters or ())
-    lost = [name for name in listed if any(is_suffix(name, path) for path in four_bit)]
-    config.target_parameters = [name for name in listed if name not in lost] or None
-    return [name.removesuffix(WEIGHT) for name in lost]
+    dropout = config.lora_dropout
+    make_portable(config, modules, model, architecture)
+    if dropout == config.lora_dropout:
+        return
+    listed = [name.removesuffix(WEIGHT) for name in config.target_parameters or ()]
+    if all(isinstance(model.get_submodule(path), Linear4bit)
+           for path in modules if any(is_suffix(name, path) for name in listed)):  # fmt: skip
+        config.lora_dropout = dropout
+    else:
+        log.warning("plain PEFT has no dropout for %s: left out", ", ".join(listed))
 
 
 def as_modules(config: peft.LoraConfig, model: nn.Module) -> peft.LoraConfig:

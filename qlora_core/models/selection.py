@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
 from qlora_core.kernels.experts import ExpertStack
-from qlora_core.models.peft_names import adaptable, is_suffix, rewritten_names
+from qlora_core.models.peft_names import adaptable, is_suffix, taken_names
 from qlora_core.models.quantization import is_within, output_head
 from qlora_core.registry.targets import SCOPES, ResolvedTargets, resolve_targets
 
@@ -45,7 +45,7 @@ def select_layers(model: nn.Module, architecture: Architecture, scope: str = "al
         chosen = _by_expression(model, wanted, linear, forbidden)
     else:
         chosen = _by_names(wanted, linear, forbidden, architecture, scope)
-    if isinstance(chosen, str) and rewritten_names(["gate_proj", "w1"], model):
+    if isinstance(chosen, str) and taken_names(["gate_proj", "w1"], model, architecture):
         # PEFT reduces an expression to the last names of what it means
         chosen = [path for path in linear if hit(path, chosen, wanted.exclude_modules)]
     hits = [p for p in linear if hit(p, chosen, wanted.exclude_modules)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from qlora_core.registry.files import ModelFolder, read_json
 from qlora_core.registry.limits import check_config
 from qlora_core.registry.manager import Registry
 from qlora_core.registry.special_tokens import prompt_facts, tokenizer_facts
-from qlora_core.registry.targets import resolve_targets
+from qlora_core.registry.targets import ResolvedTargets, resolve_targets
 
 
 @cache
@@ -45,9 +45,11 @@ def detect(
     registry = installed() if registry is None else registry
     chosen, verdict, verdicts = choose(config, registry, name=architecture)
     record = registry.provided_by(chosen.name) or _inferred_by(registry)
+    model_type = str(config.get("model_type", ""))
+    resolved = resolve_targets(chosen, targets, model_type=model_type)
     return Detection(
         model=name,
-        model_type=str(config.get("model_type", "")),
+        model_type=model_type,
         config=config,
         architecture=chosen,
         provided_by=record.source if record else "the caller",
@@ -55,11 +57,33 @@ def detect(
         fit=verdict.fit,
         reason=verdict.reason,
         verdicts=verdicts,
-        targets=resolve_targets(chosen, targets),
+        targets=resolved,
         tokenizer=tokenizer_facts(chosen, folder),
         prompt_format=prompt_facts(chosen, folder),
-        warnings=tuple(_notices(config, chosen)),
+        warnings=(*_notices(config, chosen), *_renamed(resolved, chosen, model_type)),
     )
+
+
+def _renamed(
+    targets: ResolvedTargets, architecture: Architecture, model_type: str
+) -> Iterator[Notice]:
+    """What plain PEFT cannot be told of this type."""
+    taken = architecture.targets.taken_for_experts.get(model_type, ())
+    remedy = "training here and qlora_core.attach take names as they are: use them in its place"
+    if targets.renamed and architecture.targets.outside:
+        yield Notice(
+            "names-taken-for-experts",
+            f"PEFT takes {', '.join(targets.renamed)} for experts of older checkpoints, and a form "
+            "that it leaves alone would also mean layers of a tower: not among the target modules",
+            remedy,
+        )
+    elif taken and isinstance(targets.target_modules, str):
+        yield Notice(
+            "names-taken-for-experts",
+            f"of an expression PEFT keeps only the last names for {model_type}, which it then "
+            f"adapts in every layer, and takes {', '.join(taken)} for experts",
+            remedy,
+        )
 
 
 def _inferred_by(registry: Registry) -> Any:

@@ -27,13 +27,25 @@ class ResolvedTargets:
     target_parameters: list[str]
     exclude_modules: str | None
     keep_unquantized: list[str]
+    renamed: tuple[str, ...] = ()
+    """Layers that are not among ``target_modules``, as plain PEFT would take their names for
+    experts. It takes their weights as ``target_parameters``, unless towers have such layers."""
+
+    @property
+    def layers(self) -> list[str] | str:
+        """The linear layers that are meant, by their own names."""
+        modules = self.target_modules
+        return modules if isinstance(modules, str) else [*modules, *self.renamed]
 
 
-def resolve_targets(architecture: Architecture, scope: str = "all") -> ResolvedTargets:
+def resolve_targets(
+    architecture: Architecture, scope: str = "all", *, model_type: str = ""
+) -> ResolvedTargets:
     """The layers that ``scope`` means for this family.
 
     ``scope`` is ``attention``, ``all``, ``all,experts``, a comma-separated list of layer
     names, or a regular expression that PEFT matches against whole module paths.
+    With the ``model_type`` of the model names are such as plain PEFT takes as they are.
     Raises BadInput for an empty scope, an invalid expression, and a misspelt name
     of a family whose names are known.
     """
@@ -51,12 +63,20 @@ def resolve_targets(architecture: Architecture, scope: str = "all") -> ResolvedT
             f"--targets {scope!r} selects no layer of {architecture.name} (its roles: {known})",
             "use attention, all, all,experts, layer names, or a regular expression",
         )
+    taken = targets.taken_for_experts.get(model_type, ())
+    renamed: list[str] = []
+    if isinstance(modules, list):
+        renamed = [name for name in modules if name.rpartition(".")[2] in taken]
+        modules = [name for name in modules if name not in renamed]
+    if not targets.outside:  # PEFT's exclude_modules is no limit to parameters
+        parameters = [*parameters, *(f"{name}.weight" for name in renamed)]
     return ResolvedTargets(
         scope=scope,
         target_modules=modules,
         target_parameters=parameters,
         exclude_modules=_exclude(targets),
         keep_unquantized=[*architecture.layout.head, *targets.keep_unquantized],
+        renamed=tuple(renamed),
     )
 
 

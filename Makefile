@@ -50,7 +50,7 @@ sweep: setup
 	$(PYTHON) -m exams.sweep --json benchmarks/results/sweep.json
 
 soak: setup
-	$(PYTHON) -m exams.soak --json benchmarks/results/soak.json
+	$(PYTHON) -m exams.soak --jobs 0 --json benchmarks/results/soak.json
 
 clean:
 	rm -rf build dist demo-run .pytest_cache .mypy_cache .ruff_cache

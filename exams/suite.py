@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "qlora-core")
+from exams import results
+from exams.jobs import Task, cores, perform_all
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,8 @@ class Suite:
     full: int
     quick: int
     baseline: Cases | None = None
+    alone: str = ""
+    """Why no other suite may run beside it: what it judges by the clock. Empty: any may."""
 
 
 @dataclass
@@ -83,6 +82,15 @@ class Outcome:
         """What the results file keeps: at most 50 failures by name."""
         return {**self.__dict__, "holds": self.holds, "failures": self.failures[:50]}
 
+    def said(self) -> str:
+        """Its figures in a line."""
+        if self.skipped:
+            return f"  SKIPPED: {self.skipped}"
+        verdict = "holds" if self.holds else "DOES NOT HOLD"
+        figures = "".join(f", {key} at most {value:g}" for key, value in self.worst.items())
+        counts = f"{self.passed} of {self.cases} cases (asked {self.asked})"
+        return f"  {verdict}: {counts} in {self.seconds:.0f} s{figures}"
+
 
 def run_suite(name: str, promise: str, cases: Cases, count: int, seed: int) -> Outcome:
     """Run every case; one that raises is a failed case, and the rest go on where they can."""
@@ -105,6 +113,30 @@ def run_suite(name: str, promise: str, cases: Cases, count: int, seed: int) -> O
 
 def main(exam: str, suites: Sequence[Suite], arguments: Sequence[str] | None = None) -> int:
     """The command line of an exam: 0 when every suite holds, else 1."""
+    options = _options(exam, suites, arguments)
+    full = {suite.name: suite.full for suite in suites}
+    if options.check:
+        return _checked(options.check, full)
+    chosen = [suite for suite in suites if suite.name in (options.suites or full)]
+    if options.baseline:
+        chosen = [suite for suite in chosen if suite.baseline]
+    jobs = options.jobs or cores()
+    if jobs > 1 and len(chosen) > 1:
+        found = _side_by_side(chosen, options, jobs)
+    else:
+        found = [_kept(_perform(suite, options), options) for suite in chosen]
+    held = [outcome for outcome in found if outcome is not None]
+    failed = [outcome["suite"] for outcome in held if not outcome["holds"]]
+    if len(chosen) > 1:
+        print(f"{len(held) - len(failed)} of {len(held)} suites hold", *failed, sep="\n  ")
+    if options.json and len(chosen) == len(suites):
+        _checked(options.json, full)
+    return 1 if failed else 0
+
+
+def _options(
+    exam: str, suites: Sequence[Suite], arguments: Sequence[str] | None
+) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m exams.{exam}")
     names = [suite.name for suite in suites]
     parser.add_argument("suites", nargs="*", help=f"which ones (all): {', '.join(names)}")
@@ -112,50 +144,61 @@ def main(exam: str, suites: Sequence[Suite], arguments: Sequence[str] | None = N
     parser.add_argument("--count", type=int, help="cases per suite, whatever the suite says")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--baseline", action="store_true", help="plain transformers and PEFT")
+    parser.add_argument("--jobs", type=int, default=1, help="suites at a time; 0: one per core")
     parser.add_argument("--json", type=Path, help="keep the figures here (merged by suite)")
+    parser.add_argument(
+        "--check", type=Path, metavar="FILE",
+        help="run nothing: does this results file hold at full counts, on one clean commit?",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if unknown := set(options.suites) - set(names):
         parser.error(f"no suite named {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    chosen = [suite for suite in suites if suite.name in (options.suites or names)]
-    outcomes = []
-    for suite in chosen:
-        cases = suite.baseline if options.baseline else suite.cases
-        if cases is None:
-            continue
-        count = options.count or (suite.quick if options.quick else suite.full)
-        print(f"{suite.name}: {suite.promise}", flush=True)
-        outcome = run_suite(suite.name, suite.promise, cases, count, options.seed)
-        if outcome.skipped:
-            print(f"  SKIPPED: {outcome.skipped}", flush=True)
-            continue
-        outcomes.append(outcome)
-        verdict = "holds" if outcome.holds else "DOES NOT HOLD"
-        figures = "".join(f", {key} at most {value:g}" for key, value in outcome.worst.items())
-        counts = f"{outcome.passed} of {outcome.cases} cases (asked {count})"
-        print(f"  {verdict}: {counts} in {outcome.seconds:.0f} s{figures}", flush=True)
-        if options.json:
-            keep(options.json, outcome)
-    failed = [outcome.suite for outcome in outcomes if not outcome.holds]
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} suites hold", *failed, sep="\n  ")
-    return 1 if failed else 0
+    return options
 
 
-def keep(path: Path, outcome: Outcome) -> None:
-    """Merge one suite's figures into a results file, with what they were measured on."""
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    kept[outcome.suite] = {**outcome.to_dict(), "measured": when, "on": surroundings()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+def _perform(suite: Suite, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Run one suite here and say what it found; None where it was skipped."""
+    cases = suite.baseline if options.baseline and suite.baseline else suite.cases
+    count = options.count or (suite.quick if options.quick else suite.full)
+    print(f"{suite.name}: {suite.promise}", flush=True)
+    before = results.commit()
+    outcome = run_suite(suite.name, suite.promise, cases, count, options.seed)
+    print(outcome.said(), flush=True)
+    if outcome.skipped:
+        return None
+    commit = before if before == results.commit() else f"{before}, changed meanwhile-dirty"
+    return {**outcome.to_dict(), "commit": commit, **results.surroundings()}
 
 
-def surroundings() -> dict[str, Any]:
-    """The versions and the machine that figures depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {**found, "python": platform.python_version(), "cores": os.cpu_count()}
+def _side_by_side(
+    chosen: Sequence[Suite], options: argparse.Namespace, jobs: int
+) -> list[dict[str, Any] | None]:
+    """Run ``jobs`` suites at a time, in the order in which they are listed."""
+    tasks = [
+        Task(suite.name, partial(_perform, suite, options), bool(suite.alone)) for suite in chosen
+    ]
+    found = []
+    for name, figures in perform_all(tasks, jobs):
+        if isinstance(figures, str):
+            print(f"  FAILED {name}: {figures}", flush=True)
+            lost = Outcome(name, "", asked=1, seed=options.seed, failures=[figures])
+            figures = {**lost.to_dict(), "commit": results.commit(), **results.surroundings()}
+        found.append(_kept(figures, options))
+    return found
+
+
+def _kept(figures: dict[str, Any] | None, options: argparse.Namespace) -> dict[str, Any] | None:
+    """The same, written to the results file where one was asked for."""
+    if figures and options.json:
+        results.keep(options.json, figures)
+    return figures
+
+
+def _checked(path: Path, full: dict[str, int]) -> int:
+    """Say whether a results file shows all that it should; 0 if so, else 1."""
+    lacks = results.lacks(path, full)
+    print(*results.table(path, list(full)), sep="\n")
+    verdict = "does not show" if lacks else "shows"
+    print(f"{path} {verdict} that every suite holds at its full count, on one clean commit")
+    print(*(f"  {lack}\n" for lack in lacks), sep="", end="")
+    return 1 if lacks else 0

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -23,6 +24,8 @@ from qlora_core.registry.detect import detect, installed
 
 SECONDS, MEGABYTES = 0.3, 100.0
 """What plain ``detect`` may take."""
+TRIES = 3
+"""How often a fresh process may be started: a shared machine has other things to do."""
 BUILD_SECONDS = 30.0
 """What building the skeleton may take, warm; the limits on numbers keep it finite."""
 
@@ -101,20 +104,40 @@ def _dry_run(place: Path) -> list[str]:
 
 
 def _fresh(name: str, folder: Path) -> Case:
-    """A new process: the time of its processor with Python's own start, its peak of memory."""
-    start = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-c", FRESH, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    end = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
+    """New processes, Python's own start included: the quickest of three must be quick enough.
+
+    Judged are the clock, which a busy machine only makes slower, and the peak of memory. A type
+    that nobody describes is read off its structure, which takes the engine: it is not held to them.
+    """
+    tries: list[tuple[float, float]] = []
+    while True:
+        start, before = time.monotonic(), _processor_seconds()
+        command = [sys.executable, "-c", FRESH, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        tries.append((time.monotonic() - start, _processor_seconds() - before))
+        seconds = min(tries)[0]
+        *_, engine, peak = done.stdout.split()
+        if engine == "True" or seconds <= SECONDS or len(tries) == TRIES:
+            break
     fault = "" if done.returncode in (0, 2) else f"exit code {done.returncode}"
     fault = fault or ("a traceback" if "Traceback" in done.stderr else _touched(folder))
-    *_, engine, peak = done.stdout.split()
     if not fault and engine == "False" and float(peak) > MEGABYTES:
         fault = f"peak of {peak} MB"
+    if not fault and engine == "False" and seconds > SECONDS:
+        fault = f"took {seconds:.2f} s by the clock"
     kind = "with the engine" if engine == "True" else "as a process"
-    figures = {f"seconds {kind}": seconds, f"megabytes {kind}": float(peak)}
+    used = min(processor for _, processor in tries)
+    figures = {
+        f"seconds {kind}": seconds, f"processor seconds {kind}": used,
+        f"megabytes {kind}": float(peak),
+    }  # fmt: skip
     return Case(f"{name}, a fresh process", not fault, fault, figures)
+
+
+def _processor_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _touched(folder: Path) -> str:
@@ -143,4 +166,5 @@ SUITE = Suite(
     full=200,
     quick=60,
     baseline=baseline,
+    alone="holds fresh processes to 0.3 s by the clock",
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"save_every": 3, "final_adapter": "best"},
 )
 """What each family's runs are made of, beside six steps with dropout and an evaluation."""
+FULL, HOUR = 1_000, 3_600.0
+"""With so many runs asked for it goes on for at least so many seconds."""
 HARMS = 3
 """At most so many times a run is harmed; then it is let finish."""
 
@@ -113,7 +117,7 @@ HARM: dict[str, Callable[[Rehearsal, random.Random], Ended]] = {
 }
 
 
-def _harmed(run: Rehearsal, dice: random.Random) -> tuple[str, str]:
+def _harmed(run: Rehearsal, dice: random.Random) -> tuple[list[str], str]:
     """Harm the run some times, then let it finish. Returns what was done, and what is wrong."""
     done: list[str] = []
     while len(done) < HARMS and (not done or dice.random() < 0.6):
@@ -121,31 +125,40 @@ def _harmed(run: Rehearsal, dice: random.Random) -> tuple[str, str]:
         done.append(name)
         ended = HARM[name](run, dice)
         if ended.code == 0 and (wrong := run.wrong(ended)):
-            return ", ".join(done), wrong
+            return done, wrong
         if "Traceback" in ended.said:
-            return ", ".join(done), f"a traceback: {ended.said[-600:]}"
-    return ", ".join(done), run.wrong(run.finish())
+            return done, f"a traceback: {ended.said[-600:]}"
+    return done, run.wrong(run.finish())
 
 
 @preloaded
 def cases(count: int, seed: int) -> Iterator[Case]:
-    """``count`` runs, each of another family than the one before."""
+    """``count`` runs, each of another family than the one before; ``FULL`` of them: an hour."""
+    began, done = time.monotonic(), Counter[str]()
     with small.bench() as bench:
         families: dict[str, Soaked] = {}
-        for number in range(count):
+        for number in itertools.count():
+            hour = count >= FULL and time.monotonic() - began < HOUR
+            if number >= count and not hour:
+                break
             dice = random.Random(f"{seed} {number}")
             family = FAMILIES[number % len(FAMILIES)]
             if family not in families:
                 families[family] = Soaked(family, bench.folder)
             variant = number // len(FAMILIES) % len(VARIANTS)
-            what, wrong = _harmed(families[family].run(variant), dice)
-            yield Case(f"{number}: {family}, variant {variant}: {what}", not wrong, wrong)
+            harms, wrong = _harmed(families[family].run(variant), dice)
+            done.update(harms)
+            name = f"{number}: {family}, variant {variant}: {', '.join(harms)}"
+            yield Case(name, not wrong, wrong)
+    missing = sorted(HARM.keys() - done.keys()) if count >= FULL else []
+    figures = {harm: float(times) for harm, times in sorted(done.items())}
+    yield Case("every harm was done", not missing, f"{missing}", figures)
 
 
 SUITE = Suite(
     name="long soak",
     promise="runs of eight families, killed, cut off, stopped and out of disk: all end identical",
     cases=cases,
-    full=1_500,
+    full=FULL,
     quick=6,
 )

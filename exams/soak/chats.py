@@ -82,19 +82,29 @@ def _templates() -> Iterator[tuple[str, Any]]:
         yield f"{file.parent.name}/{file.stem}", tokenizer_for(source, bos="<s>", eos="</s>")
 
 
+@functools.cache
 def added_tokens(tokenizer: Any) -> list[str]:
-    """The control tokens that a text might spell: added ones that are more than words or space."""
+    """The control tokens that a text might spell: added ones that are more than words or space.
+
+    Found once for each tokenizer, to which nothing may be added afterwards.
+    """
+    kinds = tokenizer.added_tokens_decoder
     return sorted(
         token
         for token, number in tokenizer.get_added_vocab().items()
-        if token.strip() and (tokenizer.added_tokens_decoder[number].special or not _word(token))
+        if token.strip() and (kinds[number].special or not _word(token))
     )
+
+
+@functools.cache
+def _control_names(tokenizer: Any) -> dict[int, str]:
+    numbers, unknown = tokenizer.get_added_vocab(), tokenizer.unk_token
+    return {numbers[token]: token for token in added_tokens(tokenizer) if token != unknown}
 
 
 def control(tokenizer: Any, ids: list[int]) -> list[str]:
     """The control tokens among ids, in order. Unknown characters yield the unknown token, too."""
-    wanted = {t: tokenizer.get_added_vocab()[t] for t in added_tokens(tokenizer)}
-    names = {i: token for token, i in wanted.items() if token != tokenizer.unk_token}
+    names = _control_names(tokenizer)
     return [names[i] for i in ids if i in names]
 
 

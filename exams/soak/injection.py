@@ -46,20 +46,28 @@ def conversation(role: str, text: str, *, system: bool = False) -> list[dict[str
 
 def judged(name: str, tokenizer: Any, role: str, attack: str) -> Case:
     """Whether ``attack`` adds no control token to those of the same words without it."""
+    expected = _expected(tokenizer, role)
     try:
         encoded = encode_conversation(tokenizer, conversation(role, attack))
     except BadInput:
-        try:
-            encode_conversation(tokenizer, conversation(role, ""))
-        except BadInput:  # a template that has no place for this role
-            return Case(name, True, figures={"refused by the template": 1})
-        return Case(name, True, figures={"refused for the attack": 1})
-    clean = encode_conversation(tokenizer, conversation(role, ""))
-    expected, found = control(tokenizer, clean.input_ids), control(tokenizer, encoded.input_ids)
-    if found != expected and READ in encoded.notes and role == "assistant":
+        why = "by the template" if expected is None else "for the attack"
+        return Case(name, True, figures={f"refused {why}": 1})
+    found = control(tokenizer, encoded.input_ids)
+    read = expected is not None and READ in encoded.notes and role == "assistant"
+    if found != expected and read:
         return Case(name, True, figures={"left to a template that reads it": 1})
     fault = "" if found == expected else f"{attack!r}: {found} in place of {expected}"
     return Case(name, not fault, fault)
+
+
+@functools.cache
+def _expected(tokenizer: Any, role: str) -> list[str] | None:
+    """The control tokens of the words without an attack; None: the template refuses this role."""
+    try:
+        clean = encode_conversation(tokenizer, conversation(role, ""))
+    except BadInput:
+        return None
+    return control(tokenizer, clean.input_ids)
 
 
 def tallied(cases: Cases) -> Cases:
@@ -109,10 +117,13 @@ def fuzz(count: int, seed: int) -> Iterator[Case]:
 
 @tallied
 def benign(count: int, seed: int) -> Iterator[Case]:
-    """Texts without control tokens: their ids are those of one pass over the rendered text."""
+    """Texts without control tokens: their ids are those of one pass over the rendered text.
+
+    One template after the other: there are more than the renderer keeps compiled.
+    """
     found = {**tokenizers(), **templates()}
-    for number in range(-(-count // len(found))):
-        for name, tokenizer in found.items():
+    for name, tokenizer in found.items():
+        for number in range(-(-count // len(found))):
             draw = random.Random(f"{seed}:{name}:{number}")
             words = " ".join(draw.choices(WORDS, k=draw.randint(1, 8)))
             messages = conversation(draw.choice(ROLES[:3]), " " + words, system=draw.random() < 0.3)

@@ -149,7 +149,7 @@ class Ranks:
         return self._resumed(f"killed after step {step}", settings, dead, (9, 1))
 
     def one_dies(self, rank: int) -> Case:
-        """One process dies: the other must not wait for ever, nor write a result."""
+        """One process dies: the other tells so and ends with 1, without a result."""
         settings = self._fresh()
 
         def dying(mine: int) -> Sequence[object]:
@@ -161,7 +161,11 @@ class Ranks:
         seconds = time.monotonic() - began
         if (Path(settings.output) / "adapter").exists() or dead[1 - rank].code == 0:
             return Case(f"rank {rank} dies", False, f"the other went on: {dead}")
-        case = self._resumed(f"rank {rank} dies", settings, dead, (9, 1, -signal.SIGKILL))
+        code, words = dead[1 - rank]
+        told = "lost another process" in words and "  -> " in words and "--resume" in words
+        if code != 1 or not told or "Traceback" in words:
+            return Case(f"rank {rank} dies", False, f"the other ended without a word: {dead}")
+        case = self._resumed(f"rank {rank} dies", settings, dead, (9, 1))
         return dataclasses.replace(case, figures={"seconds until all had ended": seconds})
 
     def asked(self, rank: int) -> Case:

@@ -7,8 +7,10 @@ without a sample in the last group of an epoch needs no special case.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, reduce
 from torch import nn
 
-from qlora_core.errors import BadInput
+from qlora_core.errors import BadInput, TrainingStopped
 
 SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -27,7 +29,10 @@ SHARDED = {
 
 
 class Processes:
-    """This process among those that ``accelerate launch`` (or nobody) started."""
+    """This process among those that ``accelerate launch`` (or nobody) started.
+
+    Whatever is exchanged raises TrainingStopped where another of them has ended.
+    """
 
     def __init__(self, *, cpu: bool = False) -> None:
         for variable, name in SHARDED.items():
@@ -46,7 +51,8 @@ class Processes:
         """Each of ``values`` summed over all processes, in float64."""
         if self.count == 1:
             return list(values)
-        total = reduce(torch.tensor(values, dtype=torch.float64, device=device), "sum")
+        with self._exchange():
+            total = reduce(torch.tensor(values, dtype=torch.float64, device=device), "sum")
         return [float(value) for value in total]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -54,21 +60,42 @@ class Processes:
         if self.count == 1:
             return
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = reduce(torch.cat([part.flatten() for part in parts]), "sum")
+        with self._exchange():
+            flat = reduce(torch.cat([part.flatten() for part in parts]), "sum")
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parts]), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
     def same_start(self, parameters: Sequence[nn.Parameter]) -> None:
         """Give every process the main process's values."""
         if self.count > 1:
-            with torch.no_grad():
+            with torch.no_grad(), self._exchange():
                 for parameter in parameters:
                     parameter.copy_(broadcast(parameter.detach().clone()))
 
     def from_main(self, value: Any) -> Any:
         """The main process's ``value``, on every process."""
-        return value if self.count == 1 else broadcast_object_list([value])[0]
+        if self.count == 1:
+            return value
+        with self._exchange():
+            return broadcast_object_list([value])[0]
 
     def wait(self) -> None:
         """Until every process is here."""
-        self.state.wait_for_everyone()
+        with self._exchange():
+            self.state.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Tell what a broken connection means: the libraries name a socket, and nothing to do."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # gloo's and NCCL's: there is no narrower class
+            said = str(error).strip().partition("\n")[0]
+            raise TrainingStopped(
+                f"rank {self.rank} of {self.count} processes (on {socket.gethostname()}) lost "
+                f"another process of this run: {said}",
+                "look for the first error among the processes' outputs; once it is repaired, the "
+                "same command with --resume goes on from the newest checkpoint",
+            ) from error

@@ -122,7 +122,7 @@ def text(model: Any, *, rows: int = 2) -> torch.Tensor:
     whole window nothing is compressed, and those layers have nothing to learn from.
     """
     windows = getattr(model.config, "compress_rates", None) or {}
-    length = max(32, *(5 * int(rate) // 4 for rate in windows.values()))
+    length = max([32, *(5 * int(rate) // 4 for rate in windows.values())])
     parts = (model.get_input_embeddings(), model.get_output_embeddings())
     sizes = [int(part.weight.shape[0]) for part in parts if hasattr(part, "weight")]
     vocabulary = min(sizes or [model.config.get_text_config(decoder=True).vocab_size])

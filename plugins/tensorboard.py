@@ -1,11 +1,16 @@
 """An observer that writes scalars for TensorBoard, when the settings name it among ``trackers``."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qlora_core import Run, hookimpl
+from qlora_core import hookimpl
+
+if TYPE_CHECKING:
+    from qlora_core import Run
 
 log = logging.getLogger("qlora-core")
 MEASURES = {

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
+from importlib.metadata import PathDistribution, distribution
 from pathlib import Path
 
 import pluggy
@@ -14,6 +14,7 @@ import pytest
 
 import qlora_core
 from qlora_core.registry.detect import installed
+from qlora_core.registry.manager import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -122,6 +123,33 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.strip() == "[]"
+
+
+def test_detecting_a_folder_imports_nothing_of_training_and_no_hub_client(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    code = "import sys; from qlora_core.cli.main import main; main(['detect', sys.argv[1]]); "
+    code += "print(sorted(name for name in sys.modules if name.startswith("
+    code += "('qlora_core.training.', 'qlora_core.data.', 'qlora_core.models.', 'huggingface_hub'))"
+    code += "))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    detected = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "llama" in detected.stdout
+    assert detected.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_metadata_of_a_distribution_is_read_once_for_all_its_plugins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, of_file = [], PathDistribution.read_text
+
+    def counted(self: PathDistribution, name: str) -> str | None:
+        read.extend([self] if name == "METADATA" else [])
+        return of_file(self, name)  # type: ignore[arg-type]  # one of its own overloads
+
+    monkeypatch.setattr(PathDistribution, "read_text", counted)
+    registry = Registry.from_environment()
+    assert {record.source for record in registry.records} >= {"qlora-core"}
+    assert len(read) == len(set(map(id, read))) > 0
 
 
 def test_every_public_name_resolves() -> None:

@@ -1,14 +1,16 @@
 """An observer that writes ``report.html`` beside a run: one page, readable offline and printed."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qlora_core import Run, hookimpl
+from qlora_core import hookimpl
 
-from .page import page
-from .reading import Metrics
+if TYPE_CHECKING:
+    from qlora_core import Run
 
 
 @hookimpl
@@ -32,6 +34,9 @@ def qlora_run_finished(run: Run) -> None:
 
 def write(directory: Path, record: Mapping[str, Any]) -> Path:
     """Write ``directory/report.html`` whole or not at all, and return its path."""
+    from .page import page  # not for every command that looks for plugins
+    from .reading import Metrics
+
     path = Path(directory) / "report.html"
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(page(record, Metrics.read(path.with_name("metrics.jsonl"))), encoding="utf-8")

@@ -11,8 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from qlora_core import ENGINE_PACKAGES, __version__
@@ -31,11 +30,18 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "allow_abbrev": False})
+        self.fill: Callable[[argparse.ArgumentParser], None] | None = None
+        """Adds flags that cost time to make, once this command is the one that is asked for."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """An unknown flag is named by the command that does not know it, with the nearest one."""
+        if self.fill is not None:
+            fill, self.fill = self.fill, None
+            fill(self)
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
+            from difflib import get_close_matches
+
             flag = unknown[0].partition("=")[0]
             close = get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.7)
             if not flag.startswith("-"):

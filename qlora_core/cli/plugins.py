@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
-from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +41,8 @@ def add(commands: Any) -> None:
 
 def run_list(arguments: argparse.Namespace) -> int:
     """Exit code 1 when a plugin is broken: a listing that hides it would be of no use in CI."""
+    from dataclasses import asdict
+
     records = registry_from(arguments).records
     if arguments.json:
         print(json.dumps([asdict(record) for record in records], indent=2))
@@ -55,6 +53,9 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Run the contract as pytest does, so that its output is what authors see in their tests."""
+    import subprocess
+    import tempfile
+
     try:
         import pytest  # noqa: F401
     except ModuleNotFoundError:
@@ -100,6 +101,8 @@ def _known_plugin(arguments: argparse.Namespace) -> str:
     name = path.resolve() if path.suffix == ".py" else arguments.name
     record = records.get(path.stem)
     if record is None:
+        from difflib import get_close_matches
+
         close = get_close_matches(path.stem, records, n=3)
         meant = f"did you mean {' or '.join(close)}? " if close else ""
         raise BadInput(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_core.errors import BadInput
-from qlora_core.training.settings import add_flags, settings_from
 
 if TYPE_CHECKING:
     from qlora_core.training.train import DryRun
@@ -35,12 +34,20 @@ def add(commands: Any) -> None:
         "--html", type=Path, metavar="FILE",
         help="the dry run's data and samples as a page that opens offline",
     )  # fmt: skip
-    add_flags(parser)
+    parser.fill = _add_settings
     parser.set_defaults(run=run)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    from qlora_core.training.settings import add_flags
+
+    add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or show what would be trained."""
+    from qlora_core.training.settings import settings_from
+
     settings = settings_from(arguments.config, vars(arguments))
     if arguments.dry_run:
         from qlora_core.training.train import dry_run

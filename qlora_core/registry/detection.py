@@ -114,12 +114,19 @@ def judge(architecture: Architecture, config: ModelConfig) -> Verdict:
             return _refined(architecture, architecture.where, part, claim)
     for class_name in config.get("architectures") or ():
         for pattern in architecture.class_names:
-            if fnmatchcase(str(class_name), pattern):
+            if _matches(str(class_name), pattern):
                 return Verdict(name, Fit.CLASS_NAME, f"class {class_name!r} matches {pattern!r}")
     types = ", ".join(architecture.model_types)
     return Verdict(
         name, Fit.NONE, f"claims model_type {types}" if types else "claims no model_type"
     )
+
+
+def _matches(class_name: str, pattern: str) -> bool:
+    """As ``fnmatchcase``, which compiles each pattern, and most are plain names."""
+    if any(sign in pattern for sign in "*?["):
+        return fnmatchcase(class_name, pattern)
+    return class_name == pattern
 
 
 def _refined(

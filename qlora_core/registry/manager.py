@@ -10,7 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -165,8 +166,8 @@ class Registry:
                 self._set_aside(record, error)
 
     def _load_entry(self, entry: EntryPoint, blocked: frozenset[str]) -> None:
-        version = entry.dist.version if entry.dist else None
-        record = PluginRecord(entry.name, _distribution(entry) or "unknown", version or "unknown")
+        name, version = _origin(entry.dist) if entry.dist else ("", "")
+        record = PluginRecord(entry.name, name or "unknown", version or "unknown")
         if entry.name in blocked:
             record.status, record.detail = "blocked", "switched off by --block"
             record.repair = f"leave out --block {entry.name}"
@@ -227,13 +228,18 @@ class Registry:
 
 def _load_order(entry: EntryPoint) -> tuple[bool, str, str]:
     """Our own plugins first, so that no other distribution can take their names."""
-    distribution = _distribution(entry)
+    distribution = _origin(entry.dist)[0] if entry.dist else ""
     return distribution != OURS, distribution, entry.name
 
 
-def _distribution(entry: EntryPoint) -> str:
-    """Its name; empty where the installed metadata is damaged."""
-    return (entry.dist.name if entry.dist else None) or ""
+@lru_cache(maxsize=64)
+def _origin(distribution: Distribution) -> tuple[str, str]:
+    """Name and version; empty where the installed metadata is damaged.
+
+    Reading them parses a file, and one distribution may bring a hundred plugins.
+    """
+    metadata = distribution.metadata
+    return metadata["Name"] or "", metadata["Version"] or ""
 
 
 def _require_api(stated: Any) -> None:

@@ -13,8 +13,11 @@ STAMP := $(ENV)/.qlora-core-installed
 # What is installed depends on this checkout and on these two files: anything else installs anew.
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | tr ' ' -)
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: demo test setup lint sweep soak bench speed clean
+.PHONY: demo test setup lint sweep soak clean
+.PHONY: bench speed speed-vocabulary speed-1b speed-neox speed-gsm8k speed-alpaca
+.PHONY: slopes convergence loading plot
 
 demo: setup
 	$(PYTHON) -m qlora_core.cli.main demo
@@ -37,13 +40,43 @@ lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: setup speed
+# What is claimed about speed and memory, a command each; results in benchmarks/results/. Nothing
+# else should run meanwhile. speed-gsm8k, speed-alpaca and convergence need QLORA_TEST_DATA.
+RESULTS := benchmarks/results
+SPEED := $(PYTHON) -m benchmarks.speed
+PAIR := transformers flattened, recomputing; transformers flattened
+
+bench: speed speed-vocabulary speed-1b speed-neox speed-gsm8k speed-alpaca slopes convergence loading plot
 	$(PYTHON) benchmarks/quality.py
-	@echo "results: benchmarks/results/quality.json"
 
 speed: setup
-	$(PYTHON) benchmarks/speed.py --rounds 5 --batches 2 --output benchmarks/results/speed.json
-	@echo "results: benchmarks/results/speed.json"
+	$(SPEED) --rounds 5 --batches 2 --output $(RESULTS)/speed.json
+
+speed-vocabulary: setup
+	$(SPEED) --vocabulary 128256 --rounds 3 --output $(RESULTS)/speed-vocabulary.json \
+	  --only "TRL default; TRL at its best; $(PAIR); ours, recomputing; ours"
+
+speed-1b: setup
+	$(SPEED) --shape 1b --rounds 3 --output $(RESULTS)/speed-1b.json \
+	  --only "TRL default; TRL at its best; $(PAIR); ours, recomputing; ours"
+
+speed-neox: setup
+	$(SPEED) --family gpt_neox --rounds 3 --batches 2 --output $(RESULTS)/speed-neox.json
+
+speed-gsm8k speed-alpaca: speed-%: setup
+	$(SPEED) --lengths $* --rounds 3 --batches 2 --output $(RESULTS)/speed-$*.json
+
+slopes: setup
+	$(PYTHON) -m benchmarks.slopes --output $(RESULTS)/slopes.json
+
+convergence: setup
+	$(PYTHON) -m benchmarks.convergence --output $(RESULTS)/convergence.json
+
+loading: setup
+	$(PYTHON) -m benchmarks.loading --output $(RESULTS)/loading.json
+
+plot: setup
+	$(PYTHON) -m benchmarks.plot
 
 # The long exams: every architecture; every fault. Their figures are kept with the code.
 sweep: setup

@@ -116,6 +116,42 @@ def require_close(
     assert float((found[1] - own[1]).norm() / own[1].norm()) < 1e-5
 
 
+def test_the_last_layer_computes_the_tokens_that_answer_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build("llama")
+    loss, fast = by_hand(model)
+    first, last = fast.layers.values()
+    rows: dict[int, set[int]] = {id(first): set(), id(last): set()}
+    for layer in (first, last):
+        monkeypatch.setattr(layer.down, "forward", counted(layer, rows))
+    computed(model, loss)
+    learned = int((batch()["labels"][:, 1:] != -100).sum())
+    assert rows == {id(first): {int(batch()["attention_mask"].sum())}, id(last): {learned}}
+
+
+def counted(layer: Any, rows: dict[int, set[int]]) -> Any:
+    plain = layer.down.forward
+
+    def forward(x: torch.Tensor, **given: Any) -> Any:
+        rows[id(layer)].add(len(x))
+        return plain(x, **given)
+
+    return forward
+
+
+def test_a_last_layer_that_also_comes_earlier_computes_every_token() -> None:
+    model = build("llama")
+    decoder = model.get_base_model().model
+    decoder.layers.append(decoder.layers[0])
+    decoder.config.num_hidden_layers, decoder.config.use_cache = 3, False
+    own = computed(model, summed_loss)
+    loss, fast = by_hand(model)
+    assert len(fast.layers) == 3
+    assert fast.narrow is None
+    require_close(computed(model, loss), own)
+
+
 def padded_free(model: Any) -> tuple[Loss, Any]:
     """Packed rows through the layers' own code: the same masks need the same rows."""
     parts = find_head(model, nullcontext)

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from test_head import FAMILIES, adapted, batch, build, gradients
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_core.kernels import packing
@@ -63,6 +64,30 @@ def test_a_sliding_window_shorter_than_the_samples_is_kept(name: str) -> None:
     loss = ready(model)(model, batch())
     torch.testing.assert_close(loss, own, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(gradients(model, loss), expected, rtol=1e-3, atol=1e-3)
+
+
+class Largest(TorchDispatchMode):
+    """Keeps how many values the largest tensor has that is made meanwhile."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.values = max(self.values, made.untyped_storage().size() // made.itemsize)
+        return made
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_no_mask_of_a_whole_row_is_ever_made(name: str) -> None:
+    model = build(name)
+    loss = ready(model)
+    ids = torch.randint(3, 307, (40, 20), generator=torch.Generator().manual_seed(0))
+    rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    with Largest() as packed:
+        gradients(model, loss(model, rows))
+    logits = ids.numel() * 307
+    assert packed.values <= logits < ids.numel() ** 2
 
 
 def test_attention_runs_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ its own code. Parameters, modules and their names stay as they are.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,7 +25,8 @@ from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
 from qlora_core.kernels.layer import Keep, Layer, Row
 from qlora_core.kernels.layer_probe import prove, read_layer, signature
 from qlora_core.kernels.linears import resident
-from qlora_core.kernels.packing import packed_states, two_samples
+from qlora_core.kernels.packing import CLOSE, packed_states, two_samples
+from qlora_core.kernels.row_mask import RowMask, answering
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -40,6 +42,9 @@ class FastLayers:
     """Path -> why this layer goes through its own code."""
     value_bytes: int = 2
     """Of one activation."""
+    narrow: Layer | None = None
+    """The last layer, where it is proven that tokens which answer nothing may be left out of it:
+    nothing after it lets tokens see each other. Without dropout it computes the others alone."""
 
     def keep_within(self, room: float, tokens: int) -> dict[Keep, int]:
         """Let layers keep as much as fits into ``room`` bytes at ``tokens`` a row; how many what.
@@ -101,7 +106,11 @@ def install(base: Any, parts: LabelHead, autocast: Autocast) -> FastLayers:
     weights = resident(Workspace())
     for path in fit:
         found.layers[path] = read_layer(modules[path], weights, found.elementwise)
-        _replace(modules[path], found.layers[path])
+        _replace(modules[path], found.layers[path], found)
+    found.narrow = found.layers.get(next(reversed(modules)))
+    with evaluating(base), torch.no_grad(), autocast():
+        if not _leaves_the_rest_alone(parts.decoder, base):
+            found.narrow = None
     return found
 
 
@@ -167,7 +176,16 @@ def _beside(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name != "hidden_states"}
 
 
-def _replace(module: Any, layer: Layer) -> None:
+def _leaves_the_rest_alone(decoder: nn.Module, base: Any) -> bool:
+    """Whether tokens are as they were when the last layer computes them alone."""
+    ids, mask = two_samples(base)
+    some = torch.arange(1, int(mask.sum()), 3, device=ids.device)
+    whole = packed_states(decoder, ids, mask)[some].float()
+    alone = packed_states(decoder, ids, mask, answering=some)[some].float()
+    return bool((alone - whole).norm() < CLOSE * whole.norm())
+
+
+def _replace(module: Any, layer: Layer, fast: FastLayers) -> None:
     own = module.forward
     if getattr(module, "gradient_checkpointing", False):  # the layer sees to it by itself
         module.gradient_checkpointing = False
@@ -177,7 +195,12 @@ def _replace(module: Any, layer: Layer) -> None:
         packed = "cu_seq_lens_q" in named and named.get("past_key_values") is None
         if not packed or arguments or not _suits(hidden_states, layer):
             return own(hidden_states, *arguments, **named)
-        return layer(hidden_states[0], _row(named))[None]
+        x, row = hidden_states[0], _row(named)
+        some = answering() if layer is fast.narrow and not layer.drops else None
+        if some is None:
+            return layer(x, row)[None]
+        made = layer(x, dataclasses.replace(row, wanted=some))
+        return x.new_zeros(x.shape).index_copy(0, some, made)[None]
 
     module.forward = forward
 
@@ -196,22 +219,28 @@ def _row(named: dict[str, Any]) -> Row:
     return Row(segments(named.get("attention_mask"), bounds), cos, sin)
 
 
-def segments(mask: Tensor | None, bounds: list[int]) -> list[Segment]:
-    """The samples between ``bounds``, each with its part of a (1, 1, tokens, tokens) mask.
+def segments(mask: RowMask | Tensor | None, bounds: list[int]) -> list[Segment]:
+    """The samples between ``bounds``, each with what its tokens see.
 
-    A mask is bool, or added to the scores. Where the last token sees the first a sample is
-    plainly causal.
+    A mask of (1, 1, tokens, tokens) is bool, or added to the scores. Where the last token of a
+    sample sees all of it the sample is plainly causal.
     """
     if mask is None:
         return plain_segments(bounds)
-    seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+    rule = mask if isinstance(mask, RowMask) else _rule(mask[0, 0])
     made = []
     for first, last in pairwise(bounds):
-        own = seen[first:last, first:last]
-        plain = bool(own[-1].all())
-        made.append(Segment(first, last, None if plain else _visible(own)))
+        plain = rule.sees_all_before(last - 1, first)
+        made.append(Segment(first, last, None if plain else _visible(rule, first)))
     return made
 
 
-def _visible(seen: Tensor) -> Callable[[int, int], Tensor]:
-    return lambda start, stop: seen[start:stop, :stop]
+def _rule(mask: Tensor) -> RowMask:
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    return RowMask(lambda _batch, _head, query, key: seen[query, key], mask.device)
+
+
+def _visible(rule: RowMask, first: int) -> Callable[[int, int], Tensor]:
+    return lambda start, stop: rule.part(
+        slice(first + start, first + stop), slice(first, first + stop)
+    )

@@ -108,6 +108,11 @@ class Layer:
         """All adapters' matrices, group by group."""
         return [p for group in self.groups.values() for p in group.parameters]
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout draws numbers for it at this moment."""
+        return any(m.drops for group in self.groups.values() for m in group.members)
+
     def kept_per_token(self, keep: Keep) -> int:
         """Values that a forward pass leaves behind for each token when it keeps ``keep``."""
         hidden = self.qkv.inputs

@@ -1,10 +1,11 @@
 """Samples one after the other in one row, without padding, none of which sees another.
 
 Positions start anew with each sample, and no attention mask is passed: from the positions
-transformers makes a mask that keeps the samples apart. Where the model computes attention by
+transformers makes a rule that keeps the samples apart. Where the model computes attention by
 ``scaled_dot_product_attention`` ours runs it sample by sample, which costs a CPU a quarter of
-one attention over the whole row. Some families cannot keep samples apart (alibi, recurrent
-layers); whether this one can is measured.
+one attention over the whole row, and asks that rule for a sample's own part alone
+(``row_mask``). Some families cannot keep samples apart (alibi, recurrent layers); whether this
+one can is measured.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
+from qlora_core.kernels.row_mask import RowMask, computing, row_mask
 
-ATTENTION = "qlora_core_segments"
+MASKS = {"qlora_core_rows": row_mask, "qlora_core_segments": sdpa_mask}
+"""Our attention's names, by the masks that come with it: the second is for decoders that work on
+their masks themselves, which takes the whole of them."""
 LENGTHS = (11, 7)
 CLOSE = 0.05
 """Of packed to padded hidden states in 16 bits; another position or a sample seen is far more."""
@@ -48,10 +52,17 @@ def packed_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def packed_states(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Hidden states of the real tokens of (samples, length): (real tokens, width)."""
+def packed_states(
+    decoder: Any, input_ids: Tensor, attention_mask: Tensor, answering: Tensor | None = None
+) -> Tensor:
+    """Hidden states of the real tokens of (samples, length): (real tokens, width).
+
+    With ``answering``, places in the row, only theirs are right: a last layer by hand computes
+    no others.
+    """
     inputs = packed_inputs(input_ids, attention_mask)
-    states: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
+    with computing(answering):
+        states: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
     return states[0]
 
 
@@ -60,7 +71,7 @@ def segment_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: RowMask | Tensor | None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention by SDPA, sample by sample where the row holds several.
@@ -82,36 +93,47 @@ def segment_attention(
     return torch.cat(parts, dim=1), None
 
 
-def _own_part(mask: Tensor, first: int, last: int) -> Tensor | None:
+def _own_part(mask: RowMask | Tensor, first: int, last: int) -> Tensor | None:
     """None where the last token sees the first: a causal mask without a window then."""
-    if mask.dtype == torch.bool and bool(mask[..., last - 1, first].all()):
+    own = slice(first, last)
+    if isinstance(mask, RowMask):
+        plain = mask.sees_all_before(last - 1, first)
+        return None if plain else mask.part(own, own)[None, None]
+    if mask.dtype == torch.bool and bool(mask[..., last - 1, own].all()):
         return None
-    return mask[..., first:last, first:last]
+    return mask[..., own, own]
 
 
 def prepare(
     base: Any, parts: LabelHead, autocast: Callable[[], AbstractContextManager[object]]
 ) -> None:
     """Let ``base`` compute packed samples, or leave it as it was and raise Unfit."""
-    AttentionInterface.register(ATTENTION, segment_attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     before = getattr(base.config, "_attn_implementation", None)
-    if before == "sdpa":
-        base.set_attn_implementation(ATTENTION)
+    if before != "sdpa":
+        _require_packing(base, parts, autocast)
+        return
+    for name, mask in MASKS.items():
+        AttentionInterface.register(name, segment_attention)
+        AttentionMaskInterface.register(name, mask)
+        base.set_attn_implementation(name)
+        try:
+            _require_packing(base, parts, autocast)
+        except Unfit:
+            base.set_attn_implementation(before)
+            if mask is sdpa_mask:
+                raise
+        else:
+            return
+
+
+def _require_packing(
+    base: Any, parts: LabelHead, autocast: Callable[[], AbstractContextManager[object]]
+) -> None:
     try:
         with evaluating(base), torch.no_grad(), autocast():
             _require_isolation(base, parts)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        _restore(base, before)
         raise Unfit(f"its decoder takes no packed samples: {error}") from error
-    except Unfit:
-        _restore(base, before)
-        raise
-
-
-def _restore(base: Any, before: str | None) -> None:
-    if before == "sdpa":
-        base.set_attn_implementation(before)
 
 
 def _require_isolation(base: Any, parts: LabelHead) -> None:

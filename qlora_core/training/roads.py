@@ -138,8 +138,10 @@ def packed_loss(parts: LabelHead) -> Loss:
     def loss(_: nn.Module, batch: Batch) -> Tensor:
         real = batch["attention_mask"].bool()
         targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)[real]
-        learned = targets != IGNORED
-        hidden = packing.packed_states(parts.decoder, batch["input_ids"], batch["attention_mask"])
+        learned = (targets != IGNORED).nonzero()[:, 0]
+        hidden = packing.packed_states(
+            parts.decoder, batch["input_ids"], batch["attention_mask"], answering=learned
+        )
         return parts.head.summed_cross_entropy(hidden[learned], targets[learned])
 
     return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ class Case:
     passed: bool
     detail: str = ""
     figures: dict[str, float] = field(default_factory=dict)
+    exceptions: tuple[str, ...] = ()
+    """What the suite promises and this case cannot keep, with the reasons: known, and counted."""
 
 
 Cases = Callable[[int, int], Iterable[Case]]
@@ -59,7 +62,11 @@ class Outcome:
     cases: int = 0
     passed: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
+    """Of this process and those that it started: comparable even where the machine is busy."""
     failures: list[str] = field(default_factory=list)
+    exceptions: list[str] = field(default_factory=list)
+    """Case and reason, wherever a passed case was excepted from part of the promise."""
     worst: dict[str, float] = field(default_factory=dict)
     skipped: str = ""
     """Why it was not run at all."""
@@ -75,6 +82,7 @@ class Outcome:
         self.passed += case.passed
         if not case.passed:
             self.failures.append(f"{case.name}: {case.detail}")
+        self.exceptions += [f"{case.name}: {reason}" for reason in case.exceptions]
         for key, value in case.figures.items():
             self.worst[key] = max(value, self.worst.get(key, value))
 
@@ -89,13 +97,17 @@ class Outcome:
         verdict = "holds" if self.holds else "DOES NOT HOLD"
         figures = "".join(f", {key} at most {value:g}" for key, value in self.worst.items())
         counts = f"{self.passed} of {self.cases} cases (asked {self.asked})"
-        return f"  {verdict}: {counts} in {self.seconds:.0f} s{figures}"
+        if self.exceptions:
+            counts += f", {len(self.exceptions)} exceptions"
+        time_ = f"{self.seconds:.0f} s ({self.processor_seconds:.0f} s of processors)"
+        listed = "".join(f"\n    EXCEPTION {reason}" for reason in self.exceptions)
+        return f"  {verdict}: {counts} in {time_}{figures}{listed}"
 
 
 def run_suite(name: str, promise: str, cases: Cases, count: int, seed: int) -> Outcome:
     """Run every case; one that raises is a failed case, and the rest go on where they can."""
     outcome = Outcome(name, promise, count, seed)
-    started = time.monotonic()
+    started, used = time.monotonic(), _processor_seconds()
     stream: Iterator[Case] = iter(cases(count, seed))
     try:
         for case in stream:
@@ -108,7 +120,12 @@ def run_suite(name: str, promise: str, cases: Cases, count: int, seed: int) -> O
         outcome.add(Case("the suite itself", False, f"{type(error).__name__}: {error}"))
         print(f"    FAILED {outcome.failures[-1]}", flush=True)
     outcome.seconds = round(time.monotonic() - started, 1)
+    outcome.processor_seconds = round(_processor_seconds() - used, 1)
     return outcome
+
+
+def _processor_seconds() -> float:
+    return sum(os.times()[:4])
 
 
 def main(exam: str, suites: Sequence[Suite], arguments: Sequence[str] | None = None) -> int:

@@ -70,15 +70,17 @@ def cases(count: int, seed: int) -> Iterator[Case]:
         with contextlib.suppress(TrainingStopped):
             small.run(stopped, small.Stopper(7))
         kept = shutil.copytree(stopped.output, bench.folder / "kept")
-        newest = max((kept / CHECKPOINTS).iterdir())
+        *_, older, newest = sorted((kept / CHECKPOINTS).iterdir())
         for file, what, harm in planned(newest, count, seed):
             shutil.rmtree(stopped.output)
             shutil.copytree(kept, stopped.output)
             harm(Path(stopped.output) / CHECKPOINTS / newest.name / file)
             notices = small.resumed(stopped).record["notices"]
-            named = [n["message"] for n in notices if n["code"] == "checkpoint-refused"]
+            refused = [n for n in notices if n["code"] == "checkpoint-refused"]
+            named = [f"{n['message']}; {n['remedy']}" for n in refused]
             different = small.difference(expected, small.trace(stopped.output))
-            told = len(named) == 1 and newest.name in named[0] and file in named[0]
+            words = (newest.name, file, f"{older.name} is used")
+            told = len(named) == 1 and all(word in named[0] for word in words)
             passed = told and not different
             yield Case(f"{file} {what}", passed, f"{different or 'identical'}; said: {named}")
 

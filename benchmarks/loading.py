@@ -1,48 +1,45 @@
 """From a 16-bit checkpoint to NF4, and from an NF4 folder: time and memory beside transformers'.
 
-python benchmarks/loading.py [--shape 1.1b] [--rounds 3] [--json benchmarks/results/loading.json]
+python -m benchmarks.loading [--shape 1b] [--rounds 3] [--output benchmarks/results/loading.json]
 
 Every load is a process of its own, libraries imported before the clock starts; rounds are
 interleaved. Peak and final are resident memory over what the process held before loading;
-transformers' peak counts the pages of the mapped file, as a container's limit does.
+transformers' peak counts the pages of the mapped file, as a container's limit does; anonymous is
+what remains of the final without them. The checkpoint is one file, as models of a billion
+parameters are published.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-SHAPES = {
-    "160m": (1024, 2816, 8, 16, 8),
-    "1.1b": (2048, 5632, 22, 32, 4),
-}
-"""Hidden size, MLP size, layers, heads, key-value heads; vocabulary 32,000."""
+from benchmarks.bars import LOADING, Bar, judged, line
+from benchmarks.measuring import resident, surroundings, write
+
+SHAPES = ("toy", "160m", "1b", "8b")
 WAYS = ("transformers", "ours", "transformers reopening", "ours reopening")
+Figures = dict[str, float]
+Medians = dict[str, Figures]
 
 
 def checkpoint(shape: str, folder: Path) -> None:
-    """Random bf16 weights, written layer by layer as one file."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Random bf16 weights of a Llama with a vocabulary of 32,000 (toy: 512), and a tokenizer."""
+    from benchmarks.models import config_of, make_tokenizer, write_checkpoint
 
-    hidden, inner, layers, heads, shared = SHAPES[shape]
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=shared, vocab_size=32000,
-    )  # fmt: skip
-    torch.set_default_dtype(torch.bfloat16)
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config = config_of(shape, 512 if shape == "toy" else 32000)
+    write_checkpoint(config, folder, whole=True)
+    make_tokenizer(folder)
 
 
-def load_once(way: str, path: str) -> dict[str, float]:
+def load_once(way: str, path: str) -> Figures:
     """One load in this process."""
     import bitsandbytes  # noqa: F401
     import torch
@@ -56,7 +53,7 @@ def load_once(way: str, path: str) -> dict[str, float]:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
     extra = {} if way.endswith("reopening") else {"quantization_config": settings}
-    before = resident("VmRSS")
+    before, anonymous = held("VmRSS"), held("RssAnon")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     cpu, wall = time.process_time(), time.perf_counter()
     if way.startswith("ours"):
@@ -70,19 +67,23 @@ def load_once(way: str, path: str) -> dict[str, float]:
     return {
         "cpu_seconds": cpu,
         "wall_seconds": wall,
-        "peak_mib": resident("VmHWM") - before,
-        "final_mib": resident("VmRSS") - before,
+        "peak_mib": held("VmHWM") - before,
+        "final_mib": held("VmRSS") - before,
+        "final_anonymous_mib": held("RssAnon") - anonymous,
     }
 
 
-def resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+def held(field: str) -> float:
+    """MiB of a field of this process's status. Raises RuntimeError where there is none."""
+    found = resident(field)
+    if found is None:
+        raise RuntimeError("memory is read from /proc/self/status, which is not here")
+    return found / 2**20
 
 
-def measure(shape: str, rounds: int) -> dict[str, dict[str, float]]:
-    """The median of each figure for each way."""
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+def measure(shape: str, rounds: int) -> dict[str, list[Figures]]:
+    """What each way took in each round."""
+    found: dict[str, list[Figures]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
         base, stored = Path(name) / "base", Path(name) / "nf4"
         checkpoint(shape, base)
@@ -93,50 +94,66 @@ def measure(shape: str, rounds: int) -> dict[str, dict[str, float]]:
                 path = stored if way.endswith("reopening") else base
                 found[way].append(child(way, path))
                 print(way, {k: round(v, 2) for k, v in found[way][-1].items()}, flush=True)
-    return {
-        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        for way, runs in found.items()
-    }
+    return found
 
 
-def child(way: str, path: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--once", way, str(path)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    figures: dict[str, float] = json.loads(text.splitlines()[-1])
+def child(way: str, path: Path) -> Figures:
+    """One load in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.loading", "--once", way, str(path)]
+    text = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    ).stdout
+    figures: Figures = json.loads(text.splitlines()[-1])
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="1.1b")
+def medians_of(rounds: dict[str, list[Figures]]) -> Medians:
+    """The median of each figure for each way."""
+    return {
+        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for way, runs in rounds.items()
+    }
+
+
+def verdicts(medians: Medians) -> list[dict[str, Any]]:
+    """The bars of loading, judged."""
+    return [judged(bar, _value(bar, medians)) for bar in LOADING]
+
+
+def _value(bar: Bar, medians: Medians) -> float:
+    key = {"cpu": "cpu_seconds", "peak": "peak_mib", "cpu times": "cpu_seconds",
+           "wall times": "wall_seconds"}[bar.figure]  # fmt: skip
+    ours, theirs = medians[bar.contestant][key], medians[bar.over][key]
+    return theirs / ours if bar.figure.endswith("times") else ours / theirs
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading")
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--once", nargs=2, metavar=("WAY", "PATH"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    options = arguments()
     if options.once:
         print(json.dumps(load_once(*options.once)))
         return
-    medians = measure(options.shape, options.rounds)
-    theirs, ours = medians["transformers"], medians["ours"]
-    ratios = {
-        "cpu time over transformers": ours["cpu_seconds"] / theirs["cpu_seconds"],
-        "peak over transformers": ours["peak_mib"] / theirs["peak_mib"],
-        "reopening, times faster than transformers' first load (cpu)": theirs["cpu_seconds"]
-        / medians["ours reopening"]["cpu_seconds"],
-    }
+    rounds = measure(options.shape, options.rounds)
+    medians = medians_of(rounds)
+    found = verdicts(medians) if options.shape == "1b" else []  # the bars are set for this size
     for way, figures in medians.items():
         print(f"{way:<24}", "  ".join(f"{key} {value:,.1f}" for key, value in figures.items()))
-    for name, value in ratios.items():
-        print(f"{name}: {value:.2f}")
-    if options.json:
-        from exams.suite import surroundings
-
-        kept = {"shape": options.shape, "rounds": options.rounds, "medians": medians,
-                "ratios": ratios, "on": surroundings()}  # fmt: skip
-        options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    for verdict in found:
+        print(line(verdict))
+    if options.output:
+        kept = {"shape": options.shape, "rounds": rounds, "medians": medians, "bars": found,
+                "on": surroundings()}  # fmt: skip
+        write(options.output, kept)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     main()

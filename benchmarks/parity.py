@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, Trai
 from qlora_core import TrainSettings, collator, detect, train
 from qlora_core.data.prepare import prepare_data
 from qlora_core.data.tokenizer import load_tokenizer
+from qlora_core.training.optimizers import warmup_steps
 
 RANK, RATE = 16, 1e-3
 
@@ -47,16 +48,19 @@ def plain_model(path: str) -> Any:
     return model
 
 
+def lora_of(targets: Any) -> LoraConfig:
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=targets
+    )
+
+
 def plain_training(
     settings: TrainSettings, targets: Any, rows: list[Any], collate: Any, output: str
 ) -> None:
     """The same training in transformers' Trainer on a PEFT model."""
     torch.manual_seed(settings.seed)
     model = plain_model(settings.model)
-    lora = LoraConfig(
-        task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=targets
-    )
-    model = get_peft_model(model, lora)
+    model = get_peft_model(model, lora_of(targets))
     model.config.use_cache = False
     arguments = TrainingArguments(
         output_dir=output,
@@ -65,7 +69,7 @@ def plain_training(
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=RATE,
         lr_scheduler_type="cosine",
-        warmup_steps=round(settings.warmup * settings.max_steps),
+        warmup_steps=warmup_steps(settings.warmup, settings.max_steps or 0),
         weight_decay=0.0,
         max_grad_norm=settings.max_gradient_norm,
         optim="adamw_torch",
@@ -81,12 +85,17 @@ def plain_training(
     model.save_pretrained(output)
 
 
-@torch.no_grad()
 def judged(path: str, adapter: str | None, rows: list[Any], collate: Any) -> float:
     """Mean loss over learned tokens, in plain transformers + PEFT."""
     model = plain_model(path)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
+    return mean_loss(model, rows, collate)
+
+
+@torch.no_grad()
+def mean_loss(model: Any, rows: list[Any], collate: Any) -> float:
+    """Mean loss over learned tokens by the model's own forward; leaves it in evaluation."""
     model.eval()
     total, count = 0.0, 0
     for at in range(0, len(rows), 8):

@@ -57,7 +57,7 @@ def trained(
         model = loaded.model.requires_grad_(True)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(settings, weights, loaded.device, rate)
-    schedule = build_schedule(optimizer, name="cosine", warmup=0.05, total=settings.max_steps)
+    schedule = build_schedule(optimizer, name="cosine", warmup=0.05, total=settings.max_steps or 0)
     precision = Precision(loaded.device, torch.bfloat16)
     loop = Loop(
         model=model, optimizer=optimizer, schedule=schedule, precision=precision, seed=settings.seed
@@ -66,7 +66,7 @@ def trained(
         samples=rows, collate=collate, batch_size=settings.batch_size, accumulation=1,
         seed=settings.seed,
     )  # fmt: skip
-    for _ in loop.steps(batches.groups(1, settings.max_steps)):
+    for _ in loop.steps(batches.groups(1, settings.max_steps or 0)):
         pass
     return model, precision
 

@@ -66,7 +66,7 @@ def measure(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
 
 
 def decoder_matrices(folder: Path) -> dict[str, torch.Tensor]:
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         weights |= load_file(file)
     return {

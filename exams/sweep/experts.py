@@ -20,7 +20,8 @@ from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.adapters import attach
 from qlora_core.models.expert_adapters import expert_layers
 from qlora_core.models.loader import load_model
-from qlora_core.models.memory import FOUR_BIT, REST, plan_memory
+from qlora_core.models.memory import plan_memory
+from qlora_core.models.memory_plan import FOUR_BIT, REST
 from qlora_core.models.skeleton import build_skeleton
 from qlora_core.models.structure import analyse
 
@@ -86,7 +87,8 @@ def examined(name: str, config: zoo.Config, root: Path) -> Case:
     if not first.passed:
         return first
     second = nf4.examined(name, config, root, targets="all,experts")
-    return Case(name, second.passed, second.detail, {**first.figures, **second.figures})
+    figures = {**first.figures, **second.figures}
+    return Case(name, second.passed, second.detail, figures, second.exceptions)
 
 
 def _guarded(name: str, ask: Any) -> Case:

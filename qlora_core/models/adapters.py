@@ -15,6 +15,7 @@ from torch import nn
 from qlora_core.errors import BadInput, CheckFailed
 from qlora_core.facts.architecture import Architecture
 from qlora_core.models.expert_adapters import expert_layers, is_read_elsewhere, tensor_at
+from qlora_core.models.peft_keys import lost_in_plain_peft, make_findable
 from qlora_core.models.peft_names import adaptable, as_asked, make_plain, make_portable
 from qlora_core.models.quantization import quant_state
 from qlora_core.models.quantizer import prepare_for_training
@@ -121,6 +122,7 @@ def attach(
             parameter.data = parameter.data.float()
     verify(wrapped, selection)
     make_portable(wrapped.peft_config["default"], selection.modules, model, architecture)
+    make_findable(wrapped)
     return wrapped
 
 
@@ -177,7 +179,8 @@ def adapter_report(model: Any, architecture: Architecture | None = None) -> dict
     """What was adapted, by role, and what was not.
 
     ``{"rank", "alpha", "dropout", "rslora", "dora", "modules", "parameters", "fraction",
-    "by_role": {role: {"modules", "parameters", "names"}}, "not_adapted": {name: modules}}``;
+    "by_role": {role: {"modules", "parameters", "names"}}, "not_adapted": {name: modules},
+    "lost_in_plain_peft": [path]}``; the last are layers that plain PEFT renames at reload;
     ``fraction`` is the share of trainable parameters among all weights of the model.
     """
     architecture = detect(model).architecture if architecture is None else architecture
@@ -202,6 +205,7 @@ def adapter_report(model: Any, architecture: Architecture | None = None) -> dict
         "fraction": parameters / _weights(model),
         "by_role": by_role,
         "not_adapted": _not_adapted(model),
+        "lost_in_plain_peft": lost_in_plain_peft(model),
     }
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import peft
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from qlora_core.data.tokenizer import has_tokenizer, load_tokenizer
 from qlora_core.errors import BadInput
@@ -23,6 +22,7 @@ from qlora_core.facts.architecture import Architecture
 from qlora_core.models.adapter_config import check_adapter_config
 from qlora_core.models.devices import parse_dtype
 from qlora_core.models.loader import load_model
+from qlora_core.models.peft_keys import load_tensors
 from qlora_core.models.peft_names import as_asked, as_modules, fill
 from qlora_core.models.remote_code import Trust
 from qlora_core.registry.files import read_json
@@ -187,7 +187,7 @@ def require_same_base(adapter: TrainedAdapter, folder: Path) -> None:
 
 def _fill(wrapped: peft.PeftModel, adapter: TrainedAdapter) -> None:
     """Take every saved value by its own name, whatever PEFT made of the names."""
-    saved = load_file(adapter.folder / WEIGHTS)
+    saved = load_tensors(adapter.folder / WEIGHTS)
     expected = set(peft.get_peft_model_state_dict(wrapped))
     for what, names in (("lacks", expected - set(saved)), ("holds also", set(saved) - expected)):
         if names:

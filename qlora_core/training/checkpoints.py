@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from qlora_core.errors import CheckFailed, TrainingStopped
+from qlora_core.models.peft_keys import load_tensors, repeated, save_tensors
 from qlora_core.models.peft_names import fill
 from qlora_core.training import files
 
@@ -62,7 +63,7 @@ def save_checkpoint(
         for name, text in texts.items():
             (staging / name).write_text(text, encoding="utf-8")
 
-    size = saved_bytes(adapter) + saved_bytes(tensors) + sum(map(len, texts.values()))
+    size = adapter_bytes(model, adapter) + saved_bytes(tensors) + sum(map(len, texts.values()))
     files.publish(path, write, size=size, facts={"run_id": run_id, "step": state["step"]})
     return path
 
@@ -92,7 +93,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def load_adapter(path: Path, model: PeftModel) -> None:
     """Replace the adapter's values by those saved at ``path``, every one of them."""
-    saved = _read(path / ADAPTER)
+    saved = load_tensors(path / ADAPTER)
     shapes = {name: tensor.shape for name, tensor in saved.items()}
     if differing := sorted({n for n, _ in shapes.items() ^ _shapes(model).items()}):
         raise CheckFailed(
@@ -127,9 +128,14 @@ def saved_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(t.nbytes + len(name.encode()) + HEADER_ENTRY for name, t in tensors.items())
 
 
+def adapter_bytes(model: PeftModel, tensors: Mapping[str, Tensor]) -> int:
+    """At most so many bytes has the file of the adapter: some tensors are saved under two names."""
+    return saved_bytes(tensors) + saved_bytes(repeated(model, tensors))
+
+
 def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
     """Write PEFT's two files into ``folder``."""
-    save_file(dict(tensors), folder / ADAPTER, metadata={"format": "pt"})
+    save_tensors(folder / ADAPTER, tensors, repeated(model, tensors))
     config = model.peft_config[model.active_adapter]
     inference, config.inference_mode = config.inference_mode, True  # as PEFT saves it
     try:

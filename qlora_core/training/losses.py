@@ -73,7 +73,8 @@ def _extra_arguments(model: nn.Module, ids: Tensor, columns: Tensor) -> dict[str
     wanted: dict[str, Any] = {"use_cache": False, "logits_to_keep": columns}
     if getattr(getattr(base, "config", None), "vision_config", None) is not None:
         wanted["token_type_ids"] = torch.zeros_like(ids)
-    known = _named(type(base).forward, type(getattr(base, "base_model", base)).forward)
+    inner: Any = getattr(base, "base_model", base)
+    known = _named(type(base).forward, type(inner).forward)
     return {name: value for name, value in wanted.items() if name in known}
 
 

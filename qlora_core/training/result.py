@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from qlora_core.data.tokenizer import stop_token_ids
 from qlora_core.data.verify import record_prompts
-from qlora_core.models.memory import is_out_of_memory
+from qlora_core.models.peak_memory import is_out_of_memory
 from qlora_core.training import checkpoints, files
 from qlora_core.training.samples import Samples
 from qlora_core.training.session import Session
@@ -66,7 +66,7 @@ def _publish_adapter(session: Session) -> None:
         record_prompts(inputs.tokenizer, staging, inputs.detection.architecture.tokenizer)
         _generation_config(session).save_pretrained(str(staging))
 
-    size = checkpoints.saved_bytes(tensors) + _tokenizer_bytes(inputs.tokenizer)
+    size = checkpoints.adapter_bytes(model, tensors) + _tokenizer_bytes(inputs.tokenizer)
     run = session.run
     facts = {"run_id": run.run_id, "step": session.position.step}
     files.publish(run.adapter, write, size=size, facts=facts)

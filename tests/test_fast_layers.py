@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import statistics
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -177,7 +176,7 @@ def test_any_plain_choice_of_adapters_is_computed(lora: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("name", FITTING)
 def test_in_four_bits_and_bfloat16_its_gradient_is_as_exact_as_pefts(
     name: str, dropout: float, tmp_path: Path
 ) -> None:
@@ -202,7 +201,7 @@ def quantized(
 ) -> Any:
     """The same random model in 4 bits, with the same adapters, computing in ``dtype``."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **values)
+    config = AutoConfig.for_model(name.partition(" ")[0], **values)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     base = load_model(
         folder, compute_dtype=dtype, device="cpu", attn_implementation=attention_of(name)
@@ -211,7 +210,8 @@ def quantized(
     drawn = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = torch.randn(parameter.shape, generator=drawn) * 0.1
+            spread = 0.2 * parameter.shape[-1] ** -0.5  # as after some training
+            parameter.data = torch.randn(parameter.shape, generator=drawn) * spread
     return model
 
 
@@ -227,9 +227,8 @@ def together(model: Any, loss: Loss, seed: int, precision: Any) -> torch.Tensor:
 
 
 def error(found: list[torch.Tensor], references: list[torch.Tensor]) -> float:
-    """The median: in so small a model a few batches turn on one token's rounding, either way."""
     pairs = zip(found, references, strict=True)
-    return statistics.median(float((a - b).norm() / b.norm()) for a, b in pairs)
+    return sum(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
 def test_padded_batches_generation_and_the_bare_model_are_as_before() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
-from test_fast_layers import build, by_hand
+from test_fast_layers import FITTING, build, by_hand
 
 from qlora_core.kernels.attention import plain_segments
 from qlora_core.kernels.fast_layers import FastLayers
 from qlora_core.kernels.layer import Keep, Row
+from qlora_core.models.memory import plan_memory
+from qlora_core.models.memory_plan import ACTIVATIONS
+from qlora_core.models.step_memory import fast_way
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +59,20 @@ def test_layers_keep_no_more_than_they_say() -> None:
         tensors = [x, *(p for p in parts if isinstance(p, torch.Tensor))]
         tensors += [kept.low for kept in saved.kept.values()]
         assert sum(t.numel() for t in tensors) == 30 * layer.kept_per_token(keep)
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_the_plan_counts_what_layers_say_that_they_keep(name: str) -> None:
+    """From the config alone, for every shape that is computed by hand."""
+    model = build(name)
+    fast = by_hand(model)[1]
+    config = model.get_base_model().config.to_dict()
+    adapted = model.peft_config["default"].target_modules
+    plan = partial(
+        plan_memory, config, rank=4, tokens=100, device="cpu", compute_dtype=torch.float32,
+        way=fast_way("cpu"), targets=",".join(sorted(adapted)),
+    )  # fmt: skip
+    for room, recompute in ((math.inf, False), (0.0, True)):
+        fast.keep_within(room, 100)
+        planned = plan(gradient_checkpointing=recompute).terms[ACTIVATIONS]
+        assert planned == fast.kept_bytes(100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,21 +17,25 @@ from qlora_core import detect
 from qlora_core.models import memory
 from qlora_core.models.adapters import attach
 from qlora_core.models.loader import load_model
-from qlora_core.models.memory import (
+from qlora_core.models.memory import plan_memory
+from qlora_core.models.memory_plan import (
     ACTIVATIONS,
     ADAPTERS,
+    CONTEXT,
     FOUR_BIT,
     HEAD,
     LAYER,
     OPTIMIZER,
     REST,
     MemoryPlan,
+)
+from qlora_core.models.peak_memory import (
     explain_out_of_memory,
     is_out_of_memory,
     peak_memory_bytes,
-    plan_memory,
     reset_peak_memory,
 )
+from qlora_core.models.step_memory import PLAIN, Way, fast_way
 
 LLAMA_8B = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
@@ -42,7 +47,7 @@ import json, sys
 import torch
 from qlora_core.models.adapters import attach
 from qlora_core.models.loader import load_model
-from qlora_core.models.memory import peak_memory_bytes, reset_peak_memory
+from qlora_core.models.peak_memory import peak_memory_bytes, reset_peak_memory
 folder, tokens, checkpointing = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
 loaded = load_model(folder, device="cpu", compute_dtype=torch.bfloat16)
 model = attach(loaded.model, gradient_checkpointing=checkpointing).train()
@@ -61,7 +66,7 @@ print(peak_memory_bytes(loaded.device))
 
 
 def test_an_8b_models_terms_are_those_of_its_published_sizes() -> None:
-    plan = plan_memory(LLAMA_8B, tokens=2048, optimizer="adamw_8bit")
+    plan = plan_memory(LLAMA_8B, tokens=2048, optimizer="adamw_8bit", way=PLAIN)
     assert plan.terms[FOUR_BIT] == pytest.approx(32 * 112.529e6, rel=1e-3)  # a published count
     assert plan.terms[REST] == pytest.approx(2.10e9, rel=0.01)
     assert plan.terms[ADAPTERS] == 41_943_040 * 4
@@ -99,8 +104,8 @@ def test_the_plan_is_within_a_fifth_of_the_measured_peak(
     values = {**shape, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 8192}
     folder = tiny.save("llama", tmp_path, **values)
     plan = plan_memory(
-        detect(folder), tokens=tokens, optimizer="adamw", device="cpu",
-        gradient_checkpointing=checkpointing,
+        detect(folder), tokens=tokens, lengths=1, optimizer="adamw", device="cpu",
+        gradient_checkpointing=checkpointing, way=PLAIN,
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", STEP, str(folder), str(tokens), str(checkpointing)],
@@ -113,7 +118,7 @@ def test_each_choice_moves_its_own_term() -> None:
     small = {**LLAMA_8B, "num_hidden_layers": 2}
 
     def terms(**choice: Any) -> dict[str, int]:
-        return dict(plan_memory(small, **choice).terms)
+        return dict(plan_memory(small, **{"way": PLAIN, **choice}).terms)
 
     usual = terms()
     assert terms(rank=32)[ADAPTERS] == 2 * usual[ADAPTERS]
@@ -127,11 +132,69 @@ def test_each_choice_moves_its_own_term() -> None:
     assert terms(targets="attention")[ADAPTERS] < usual[ADAPTERS]
 
 
+def test_without_full_logits_the_head_takes_a_tile_whatever_the_vocabulary() -> None:
+    def head(vocabulary: int, way: Way) -> int:
+        config = {**LLAMA_8B, "num_hidden_layers": 1, "vocab_size": vocabulary}
+        return plan_memory(config, way=way).terms[HEAD]
+
+    alone = fast_way("cuda")
+    assert head(256_000, alone) == pytest.approx(head(32_000, alone), rel=0.01)
+    assert head(256_000, PLAIN) == 8 * head(32_000, PLAIN) > 20 * head(256_000, alone)
+
+
+def test_the_fast_road_is_supposed_where_the_structure_allows_it() -> None:
+    def road(family: str, device: str) -> str:
+        return plan_memory(tiny.family(family).example, device=device).road
+
+    assert "packed samples, 2 of 2 layers by hand" in road("llama", "cpu")
+    assert "packed samples, layers by their own code" in road("gpt_neox", "cpu")
+    assert "label-only head, padded samples, layers by their own code" in road("llama", "cuda")
+    assert "padded samples" in road("bloom", "cpu")  # its decoder takes no positions
+
+
+def test_the_plan_says_what_it_comes_to_when_the_fast_road_is_refused() -> None:
+    plan = plan_memory(LLAMA_8B, device="cpu")
+    plain = plan_memory(LLAMA_8B, device="cpu", way=PLAIN)
+    assert plan.if_refused == plain.total > plan.total
+    assert plain.if_refused is None
+    assert "where the model refuses that: up to" in plan.table()
+    assert "the plain road" in plain.table()
+
+
+def test_layers_that_a_probe_refused_count_as_their_own_code() -> None:
+    def kept(*refused: str) -> int:
+        way = dataclasses.replace(fast_way("cpu"), refused=frozenset(refused))
+        return plan_memory(LLAMA_8B, way=way, gradient_checkpointing=False).terms[ACTIVATIONS]
+
+    assert kept() < kept("layers.0") < kept("layers.0", "layers.7")
+
+
+def test_on_cpus_kernels_for_many_lengths_are_part_of_the_plan() -> None:
+    def buffers(**choice: Any) -> int:
+        return plan_memory(LLAMA_8B, **{"device": "cpu", **choice}).terms[CONTEXT]
+
+    few, many, endless = buffers(lengths=1), buffers(lengths=10), buffers()
+    assert few < many < endless
+    assert endless == buffers(lengths=100_000)
+    wide = {"compute_dtype": torch.float32}
+    assert buffers(lengths=1, **wide) == buffers(**wide)  # float32 products are not compiled
+    assert buffers(lengths=1, device="cuda") == buffers(device="cuda")
+
+
+def test_packed_rows_are_planned_without_their_padding() -> None:
+    def kept(way: Way) -> int:
+        plan = plan_memory(LLAMA_8B, tokens=4096, packed_tokens=1024, device="cpu", way=way)
+        return plan.terms[ACTIVATIONS]
+
+    assert kept(PLAIN) == pytest.approx(4 * kept(fast_way("cpu")), rel=0.03)  # ranks are kept, too
+
+
 def test_experts_are_dequantized_one_at_a_time() -> None:
     example = tiny.family("mixtral").example
 
     def work(experts: int) -> int:
-        return plan_memory({**example, "num_local_experts": experts}, tokens=1).terms[LAYER]
+        config = {**example, "num_local_experts": experts}
+        return plan_memory(config, tokens=1).terms[LAYER]
 
     assert work(4) == work(64)
 

@@ -147,7 +147,8 @@ def memory(record: Record, _: Metrics) -> Html:
     rows += [_bar("planned peak", total, most, row="total")] if planned else []
     if finite(peak):
         rows.append(_bar("measured peak", peak, most, bar="measured", row="total"))
-    remarks = []
+    road = record("memory", "planned_for")
+    remarks = [f"Planned for {road}."] if road else []
     if total < sum(planned.values()):
         remarks.append(
             "The terms do not all fall into one moment: the peak is less than their sum."

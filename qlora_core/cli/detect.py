@@ -12,6 +12,7 @@ from qlora_core.cli.common import (
     printable,
     registry_from,
 )
+from qlora_core.errors import BadInput
 
 if TYPE_CHECKING:
     from qlora_core.registry.detection import Detection
@@ -42,6 +43,10 @@ def add(commands: Any) -> None:
         "--tokens", type=int, default=2048, metavar="N",
         help="tokens per micro-batch (batch size times length) of the memory table (default: 2048)",
     )  # fmt: skip
+    parser.add_argument(
+        "--device", metavar="DEVICE",
+        help="of the memory table: cpu or cuda, there or not (default: where training would run)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the stable machine-readable contract")
     parser.add_argument(
         "--explain", action="store_true", help="every family's verdict with its reason"
@@ -64,13 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
         revision=arguments.revision,
         offline=arguments.offline,
     )
-    plan = None
+    memory = ""
     if arguments.build:
         from qlora_core.models.coverage import with_structure
-        from qlora_core.models.memory import plan_memory
 
         detection = with_structure(detection, rank=arguments.rank)
-        plan = plan_memory(detection, rank=arguments.rank, tokens=arguments.tokens)
+        memory = _memory(detection, arguments)
     if arguments.json:
         print(json.dumps(detection.to_dict(), indent=2, ensure_ascii=False))
     elif arguments.snippet:
@@ -79,12 +83,30 @@ def run(arguments: argparse.Namespace) -> int:
         print(snippet(detection, arguments.snippet, arguments.rank))
     else:
         print(printable("\n".join(_lines(detection, explain=arguments.explain))))
-        if plan is not None:
-            print(
-                f"\nmemory of one training step, {arguments.tokens:,} tokens, rank {arguments.rank}"
-            )
-            print(plan.table())
+        if memory:
+            print(memory)
     return 0
+
+
+def _memory(detection: Detection, arguments: argparse.Namespace) -> str:
+    """The table for the device that was asked for, else for that on which training would run."""
+    import torch
+
+    from qlora_core.models.devices import choose_compute_dtype, choose_device
+    from qlora_core.models.memory import plan_memory
+
+    wanted = arguments.device
+    if wanted not in (None, "cpu", "cuda"):
+        raise BadInput(f"there is no memory table for {wanted!r}", "--device cpu, or cuda")
+    device = torch.device(wanted) if wanted else choose_device()
+    dtype = torch.bfloat16 if device.type == "cuda" else choose_compute_dtype(device)
+    plan = plan_memory(
+        detection, rank=arguments.rank, tokens=arguments.tokens, device=device.type,
+        compute_dtype=dtype,
+    )  # fmt: skip
+    kind = str(dtype).removeprefix("torch.")
+    title = f"{arguments.tokens:,} tokens, rank {arguments.rank}, {device.type}, {kind}"
+    return f"\nmemory of one training step, {title}\n{plan.table()}"
 
 
 def _lines(detection: Detection, *, explain: bool) -> list[str]:

@@ -39,16 +39,13 @@ _ACTIVATIONS: list[tuple[Callable[[Tensor], Tensor], tuple[Function, Function]]]
 def read_layer(module: nn.Module, weights: Weights, elementwise: Elementwise) -> Layer:
     """The parts of a decoder layer. Raises Unfit where they are not those of ``Layer``."""
     attention, mlp, norms = _parts(module)
+    groups = {name: Group(members, weights) for name, members in linears_of(module).items()}
     first, second, third, fourth = norms if len(norms) == 4 else (norms[0], None, norms[1], None)
     head_width = getattr(attention, "head_dim", None)
     if not isinstance(head_width, int):
         raise Unfit("its attention does not say how wide a head is")
-    _require_no_dropout(attention)
     return Layer(
-        qkv=_group(attention, weights, ("qkv_proj",), ("q_proj", "k_proj", "v_proj")),
-        o=_group(attention, weights, ("o_proj",)),
-        gate_up=_group(mlp, weights, ("gate_up_proj",), ("gate_proj", "up_proj")),
-        down=_group(mlp, weights, ("down_proj",)),
+        qkv=groups["qkv"], o=groups["o"], gate_up=groups["gate_up"], down=groups["down"],
         before_attention=_norm(first), after_attention=_norm(second) if second else None,
         before_mlp=_norm(third), after_mlp=_norm(fourth) if fourth else None,
         q_norm=_head_norm(attention, "q_norm", head_width),
@@ -61,6 +58,22 @@ def read_layer(module: nn.Module, weights: Weights, elementwise: Elementwise) ->
         activation=_activation(mlp),
         elementwise=elementwise,
     )  # fmt: skip
+
+
+def linears_of(module: nn.Module) -> dict[str, list[Any]]:
+    """The linear layers of each group of a ``Layer``, by the group's name.
+
+    No weight is touched: a skeleton will do. Raises Unfit where its parts already rule it out.
+    """
+    attention, mlp, _ = _parts(module)
+    _require_no_dropout(attention)
+    _activation(mlp)
+    return {
+        "qkv": _named(attention, ("qkv_proj",), ("q_proj", "k_proj", "v_proj")),
+        "o": _named(attention, ("o_proj",)),
+        "gate_up": _named(mlp, ("gate_up_proj",), ("gate_proj", "up_proj")),
+        "down": _named(mlp, ("down_proj",)),
+    }
 
 
 def prove(module: nn.Module, row: Row, given: dict[str, Any]) -> None:
@@ -128,10 +141,10 @@ def _parts(module: nn.Module) -> tuple[Any, Any, list[nn.Module]]:
     return attention, mlp, norms
 
 
-def _group(owner: Any, weights: Weights, *choices: tuple[str, ...]) -> Group:
+def _named(owner: Any, *choices: tuple[str, ...]) -> list[Any]:
     for names in choices:
         if all(hasattr(owner, name) for name in names):
-            return Group([getattr(owner, name) for name in names], weights)
+            return [getattr(owner, name) for name in names]
     raise Unfit(f"its layers have no {' or '.join('/'.join(names) for names in choices)}")
 
 

@@ -1,88 +1,72 @@
-"""How much memory a run takes, term by term, said before and explained after.
+"""How much memory a run takes, term by term, said before its first step.
 
 The closed form of a QLoRA step: everything that stays, plus the larger of two moments, the
-backward pass of one layer and that of the head with its loss. Constants were fitted to traces
-of real steps; docs/memory.md states how far off they are.
+backward pass of one layer and that of the head with its loss. What a step holds depends on the
+way that it computes (``step_memory``): before a run the way is assumed from the structure, and
+the plan is made again for the way that was taken.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from qlora_core.errors import QloraError, TrainingStopped
+from qlora_core.models.memory_plan import (
+    ACTIVATIONS,
+    ADAPTERS,
+    CONTEXT,
+    FOUR_BIT,
+    HEAD,
+    LAYER,
+    OPTIMIZER,
+    REST,
+    MemoryPlan,
+)
+from qlora_core.models.names import heads
 from qlora_core.models.quantization import (
-    binary_size,
     convertible,
     family_skips,
     is_within,
     library_skips,
     parameters_once,
 )
-from qlora_core.models.selection import ends_with, select_layers
+from qlora_core.models.selection import Selection, ends_with, select_layers
 from qlora_core.models.skeleton import build_skeleton
+from qlora_core.models.step_memory import (
+    PLAIN,
+    HandLayer,
+    LayerMemory,
+    Way,
+    fast_way,
+    head_bytes,
+    layers_of,
+)
 from qlora_core.models.structure import Structure, analyse
 from qlora_core.registry.detect import detect
 from qlora_core.registry.detection import Detection
 
-FOUR_BIT = "base weights in 4 bits"
-REST = "base weights in 16 bits"
-ADAPTERS = "adapters"
-OPTIMIZER = "gradients and optimizer"
-ACTIVATIONS = "activations between layers"
-LAYER = "work of one layer"
-HEAD = "head and loss"
-CONTEXT = "buffers and context"
-
 BYTES_PER_4_BIT_WEIGHT = {True: 0.5 + (8 + 32 / 256) / 8 / 64, False: 0.5 + 4 / 64}
 """With and without double quantization: 4.127 and 4.5 bits (QLoRA paper, section 3)."""
+BYTES_PER_DENSE_WEIGHT = 2 + 8 / 64
+"""Of a weight while it is dequantized, its constants with it."""
 OPTIMIZER_BYTES = {"adamw": 8, "paged_adamw_32bit": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 """Per trainable parameter."""
-SAVED_PER_WIDTH, SAVED_PER_OUTPUT = 12.0, 3.75
-"""Bytes that one layer saves for its backward pass per token: per unit of the hidden size (norms)
-and per output of a linear layer. Fitted to saved tensors in bfloat16 under autocast."""
-BACKWARD_PER_OUTPUT = 10.0
-"""Bytes of temporaries per token and output of the layer's widest linear layer."""
-LOSS_PER_LOGIT = 14.0
-"""Logits and their gradient in 16 bits, float32 logits, log-probabilities and their gradient."""
 CONTEXT_BYTES = 2**29
 """CUDA's context and workspaces; on the CPU the process itself with all its libraries."""
-OVERHEAD = {"cpu": 0.6, "cuda": 0.04}
-"""What allocators waste: the C library's on small blocks, torch's on everything."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryPlan:
-    """Planned bytes by term. ``total`` counts the larger of the two moments, not both."""
-
-    terms: Mapping[str, int]
-    gradient_checkpointing: bool
-    tokens: int
-
-    @property
-    def total(self) -> int:
-        """Planned peak in bytes."""
-        smaller = min(self.terms[LAYER], self.terms[HEAD])
-        return sum(self.terms.values()) - smaller
-
-    def table(self) -> str:
-        """The terms, one a line, in binary units. What is in brackets does not add up."""
-        smaller = LAYER if self.terms[LAYER] < self.terms[HEAD] else HEAD
-        rows = []
-        for name, size in self.terms.items():
-            shown = f"({binary_size(size)})" if name == smaller else binary_size(size)
-            rows.append(f"  {name:<28}{shown:>12}")
-        note = f"  ({smaller}: at another moment than {LAYER if smaller == HEAD else HEAD})"
-        return "\n".join([*rows, f"  {'peak':<28}{binary_size(self.total):>12}", note])
-
-    def to_dict(self) -> dict[str, Any]:
-        """As ``run.json`` records it."""
-        return {"planned": dict(self.terms), "planned_total_bytes": self.total}
+OVERHEAD = {"hand": 0.25, "own": 0.6, "cuda": 0.04}
+"""What allocators waste: the C library's on activations, less where all layers are by hand and so
+make few blocks; torch's on everything."""
+KERNEL_BYTES, KERNELS = 0.6 * 2**20, 1024
+"""On CPUs a 16-bit matrix product of new dimensions leaves a compiled kernel behind, whatever the
+matrices' size (some 0.65 MiB measured); oneDNN keeps the last 1024."""
+KERNELS_PER_LENGTH = {"hand": 32, "own": 48}
+"""Of a micro-batch with another number of tokens than all before."""
 
 
 def plan_memory(
@@ -90,7 +74,9 @@ def plan_memory(
     *,
     rank: int = 16,
     tokens: int = 2048,
+    packed_tokens: int | None = None,
     length: int | None = None,
+    lengths: int | None = None,
     learned: float = 1.0,
     targets: str = "all",
     optimizer: str = "paged_adamw_32bit",
@@ -99,89 +85,171 @@ def plan_memory(
     double_quantization: bool = True,
     gradient_checkpointing: bool = True,
     device: str = "cuda",
+    way: Way | None = None,
 ) -> MemoryPlan:
     """The memory that one training step takes, from the config alone.
 
-    ``tokens`` is batch size times length of one micro-batch, ``length`` that of its longest
-    sample (it counts for models without fused attention), ``learned`` the share of tokens that
-    the loss is computed on. Builds the model's skeleton: seconds, and no memory at any size.
+    ``tokens`` is batch size times length of one micro-batch, ``packed_tokens`` the most where
+    samples are packed, ``length`` that of the longest sample, ``lengths`` how many different
+    numbers of tokens micro-batches have (None: no end of them), ``learned`` the share of tokens
+    that the loss is computed on. ``way`` None supposes that no probe refuses what is fast on
+    ``device``, where the structure allows it. Builds the model's skeleton: seconds, and no memory
+    at any size.
     """
-    found = source if isinstance(source, Detection) else detect(source)
-    skeleton = build_skeleton(found.config)
-    structure = analyse(skeleton)
-    wide = 4 if compute_dtype == torch.float32 else 2
-    packed, rest = _weights(skeleton, found, quantized=quantize is not None)
-    adapted = _adapter_parameters(skeleton, found, targets, rank)
-    shape = _Shape.of(structure, skeleton, length or tokens)
-    saved = shape.saved(tokens) * wide / 2
-    layers = shape.layers
-    kept = layers * tokens * shape.hidden * wide if gradient_checkpointing else layers * saved
-    work = shape.backward(tokens) * wide / 2 + (saved if gradient_checkpointing else 0)
-    loss = tokens * shape.vocabulary * (2 + (LOSS_PER_LOGIT - 2) * learned) * wide / 2
-    terms = {
-        FOUR_BIT: packed * BYTES_PER_4_BIT_WEIGHT[double_quantization],
-        REST: rest * wide,
-        ADAPTERS: adapted * 4,
-        OPTIMIZER: adapted * (4 + OPTIMIZER_BYTES[optimizer]),
-        ACTIVATIONS: kept,
-        LAYER: work,
-        HEAD: loss,
-    }
-    wasted = (kept + work) if device == "cpu" else sum(terms.values()) - min(work, loss)
-    share = OVERHEAD["cpu" if device == "cpu" else "cuda"]
-    terms[CONTEXT] = CONTEXT_BYTES + share * wasted
-    return MemoryPlan(
-        terms={name: round(size) for name, size in terms.items()},
-        gradient_checkpointing=gradient_checkpointing,
-        tokens=tokens,
-    )
+    planner = Planner.of(
+        source, rank=rank, targets=targets, optimizer=optimizer, compute_dtype=compute_dtype,
+        quantize=quantize, double_quantization=double_quantization, device=device,
+    )  # fmt: skip
+    load = Load(
+        tokens=tokens, packed_tokens=packed_tokens or tokens, length=length or tokens,
+        lengths=lengths, packed_lengths=lengths, learned=learned,
+    )  # fmt: skip
+    if way is not None:
+        return planner.plan(load, way, gradient_checkpointing=gradient_checkpointing)
+    return planner.suppose(load, fast_way(device), gradient_checkpointing=gradient_checkpointing)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shape:
-    """The dimensions that activations depend on. Widths are those of the heaviest layer."""
+class Load:
+    """What comes by in micro-batches."""
 
-    layers: int
-    hidden: int
-    vocabulary: int
-    outputs: int
-    """Sum of the outputs of one layer's linear maps, active experts included."""
-    widest: int
-    largest: int
-    """Weights of the largest matrix that is dequantized at once: of a layer or of one expert."""
-    scores: int
-    """Attention scores per token where they are written out: heads times length; else 0."""
+    tokens: int
+    """The most in one, padding included."""
+    packed_tokens: int
+    """The most in one where samples are packed."""
+    length: int
+    """Of the longest sample."""
+    lengths: int | None
+    """How many different numbers of tokens padded micro-batches have; None: no end of them."""
+    packed_lengths: int | None
+    """The same of packed ones."""
+    learned: float
+    """The share of tokens that the loss is computed on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """All that a plan needs to know of model and settings; makes one plan for each way."""
+
+    skeleton: Any
+    structure: Structure
+    packed: int
+    """Weights in 4 bits."""
+    rest: int
+    """All other weights."""
+    adapted: int
+    """Trainable parameters."""
+    ranks: Mapping[str, int]
+    """Sum of ranks by path of the decoder layer."""
+    double_quantization: bool
+    optimizer: str
+    wide: int
+    """Bytes of an activation."""
+    device: str
 
     @classmethod
-    def of(cls, structure: Structure, skeleton: Any, length: int) -> _Shape:
-        config = skeleton.config.get_text_config()
-        active = int(getattr(config, "num_experts_per_tok", None) or 1)
-        outputs = dict.fromkeys(structure.layers, 0)
-        inner = [linear for linear in structure.linears if linear.layer]
-        for linear in inner:
-            outputs[str(linear.layer)] += linear.out_features
-        for stack in structure.experts:
-            outputs[stack.layer] += active * max(stack.shape[1:])
-        experts = (stack.parameters // max(stack.shape[0], 1) for stack in structure.experts)
-        heads = int(getattr(config, "num_attention_heads", None) or 1)
+    def of(
+        cls, source: Detection | Mapping[str, Any] | nn.Module, *, rank: int, targets: str,
+        optimizer: str, compute_dtype: torch.dtype, quantize: str | None,
+        double_quantization: bool, device: str,
+    ) -> Planner:  # fmt: skip
+        """See ``plan_memory``."""
+        found = source if isinstance(source, Detection) else detect(source)
+        skeleton = build_skeleton(found.config)
+        structure = analyse(skeleton)
+        packed, rest = _weights(skeleton, found, quantized=quantize is not None)
+        chosen = select_layers(skeleton, found.architecture, targets)
+        layers = ((path, _within(path, structure.layers)) for path in chosen.modules)
+        counts = Counter(layer for _, layer in layers if layer)
         return cls(
-            layers=len(structure.layers),
-            hidden=int(skeleton.get_input_embeddings().weight.shape[1]),
-            vocabulary=int(skeleton.get_input_embeddings().weight.shape[0]),
-            outputs=max(outputs.values(), default=0),
-            widest=max((linear.out_features for linear in inner), default=0),
-            largest=max((*(linear.parameters for linear in inner), *experts), default=0),
-            scores=0 if getattr(skeleton, "_supports_sdpa", True) else heads * length,
+            skeleton=skeleton, structure=structure, packed=packed, rest=rest,
+            adapted=_adapter_parameters(skeleton, chosen, rank),
+            ranks={layer: rank * count for layer, count in counts.items()},
+            double_quantization=double_quantization, optimizer=optimizer,
+            wide=4 if compute_dtype == torch.float32 else 2, device=device,
+        )  # fmt: skip
+
+    def suppose(self, load: Load, way: Way, *, gradient_checkpointing: bool) -> MemoryPlan:
+        """Before a run: for as much of ``way`` as the structure allows, and if it is refused."""
+        supposed = way.within(self.skeleton)
+        plan = self.plan(load, supposed, gradient_checkpointing=gradient_checkpointing)
+        if supposed == PLAIN:
+            return plan
+        refused = self.plan(load, PLAIN, gradient_checkpointing=gradient_checkpointing)
+        return dataclasses.replace(plan, if_refused=refused.total)
+
+    def plan(self, load: Load, way: Way, *, gradient_checkpointing: bool) -> MemoryPlan:
+        """For a step that computes by ``way``."""
+        tokens = load.packed_tokens if way.packed else load.tokens
+        layers = layers_of(self.structure, self.skeleton, way, self.ranks)
+        work, dense = self._of_layer(layers, tokens, load.length, again=gradient_checkpointing)
+        kept = self._scale * sum(
+            layer.kept(tokens, load.length, again=gradient_checkpointing) for layer in layers
+        )
+        buffer = dense if way.by_hand or way.fused else 0.0
+        terms = {
+            FOUR_BIT: self.packed * BYTES_PER_4_BIT_WEIGHT[self.double_quantization],
+            REST: self.rest * self.wide,
+            ADAPTERS: self.adapted * 4,
+            OPTIMIZER: self.adapted * (4 + OPTIMIZER_BYTES[self.optimizer]),
+            ACTIVATIONS: kept,
+            LAYER: work + dense - buffer,
+            HEAD: self._head(way, load, tokens),
+        }
+        share, wasted = OVERHEAD["cuda"], sum(terms.values()) - min(terms[LAYER], terms[HEAD])
+        terms[CONTEXT] = CONTEXT_BYTES + buffer
+        if self.device == "cpu":
+            code = "hand" if all(isinstance(layer, HandLayer) for layer in layers) else "own"
+            share, wasted = OVERHEAD[code], kept + terms[LAYER]
+            lengths = load.packed_lengths if way.packed else load.lengths
+            terms[CONTEXT] += self._kernels(lengths, KERNELS_PER_LENGTH[code])
+        terms[CONTEXT] += share * wasted
+        return MemoryPlan(
+            terms={name: round(size) for name, size in terms.items()},
+            gradient_checkpointing=gradient_checkpointing,
+            tokens=tokens,
+            road=_words(way, layers),
+            wasted=share,
         )
 
-    def saved(self, tokens: int) -> float:
-        """Bytes that one layer keeps for its backward pass, in a 16-bit compute dtype."""
-        per_token = SAVED_PER_WIDTH * self.hidden + SAVED_PER_OUTPUT * self.outputs
-        return tokens * (per_token + 6 * self.scores)
+    @property
+    def _scale(self) -> float:
+        return self.wide / 2
 
-    def backward(self, tokens: int) -> float:
-        """Bytes of one layer's temporaries, its largest dequantized matrix among them."""
-        return tokens * BACKWARD_PER_OUTPUT * self.widest + self.largest * (2 + 8 / 64)
+    def _of_layer(
+        self, layers: list[LayerMemory], tokens: int, length: int, *, again: bool
+    ) -> tuple[float, float]:
+        """Bytes of the heaviest layer's work, and of the most weights dequantized at once."""
+        work = max((layer.work(tokens, length, again=again) for layer in layers), default=0.0)
+        dense = max((layer.dense for layer in layers), default=0)
+        return self._scale * work, dense * BYTES_PER_DENSE_WEIGHT
+
+    def _head(self, way: Way, load: Load, tokens: int) -> float:
+        vocabulary, hidden = self.skeleton.get_input_embeddings().weight.shape
+        return head_bytes(
+            way, tokens=tokens, learned=load.learned, hidden=hidden, vocabulary=vocabulary,
+            scale=self._scale,
+        )  # fmt: skip
+
+    def _kernels(self, lengths: int | None, each: int) -> float:
+        """What compiled kernels take in the end, for so many lengths of micro-batches."""
+        made = KERNELS if lengths is None else min(KERNELS, each * lengths)
+        return KERNEL_BYTES * made if self.wide == 2 else 0.0
+
+
+def _words(way: Way, layers: list[LayerMemory]) -> str:
+    """The road of a run as its record has it."""
+    if way == PLAIN:
+        return "the plain road: all by PEFT and transformers"
+    by_hand = sum(isinstance(layer, HandLayer) for layer in layers)
+    head = "label-only head" if way.label_only else "plain head"
+    samples = "packed samples" if way.packed else "padded samples"
+    own = f"{by_hand} of {len(layers)} layers by hand" if by_hand else "layers by their own code"
+    return f"the fast road: {head}, {samples}, {own}"
+
+
+def _within(path: str, layers: Collection[str]) -> str | None:
+    return next((top for top in heads(path) if top in layers), None)
 
 
 def _weights(skeleton: nn.Module, found: Detection, *, quantized: bool) -> tuple[int, int]:
@@ -198,93 +266,10 @@ def _weights(skeleton: nn.Module, found: Detection, *, quantized: bool) -> tuple
     return packed, rest
 
 
-def _adapter_parameters(skeleton: nn.Module, found: Detection, targets: str, rank: int) -> int:
-    chosen = select_layers(skeleton, found.architecture, targets)
+def _adapter_parameters(skeleton: nn.Module, chosen: Selection, rank: int) -> int:
     layers = (skeleton.get_submodule(path) for path in chosen.modules)
     stacks = (skeleton.get_parameter(path).shape for path in chosen.parameters)
     return rank * (
         sum(sum(m.weight.shape) for m in layers if isinstance(m.weight, torch.Tensor))
         + sum(shape[0] * sum(shape[1:]) for shape in stacks)
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, on an accelerator or on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-    )
-
-
-def explain_out_of_memory(error: BaseException, plan: MemoryPlan) -> QloraError:
-    """The plan's table, the term that most likely grew too large, and what to change next."""
-    lines = str(error).strip().splitlines()
-    changeable = (OPTIMIZER, ACTIVATIONS, LAYER, HEAD)
-    term = max(changeable, key=lambda name: plan.terms[name])
-    weights = plan.terms[FOUR_BIT] + plan.terms[REST]
-    if weights > 2 * plan.terms[term]:
-        term, remedy = "base weights", _WEIGHTS_REMEDY
-    elif term == ACTIVATIONS and not plan.gradient_checkpointing:
-        remedy = "switch on gradient_checkpointing"
-    else:
-        remedy = _REMEDIES[term]
-    return TrainingStopped(
-        f"out of memory: {lines[0] if lines else type(error).__name__}\n"
-        f"planned for {plan.tokens:,} tokens at a time:\n{plan.table()}\n"
-        f"most likely too large: {term}",
-        remedy,
-    )
-
-
-_TOKENS_REMEDY = (
-    "halve batch_size and double gradient_accumulation (the result is the same); "
-    "at batch_size 1 lower max_length"
-)
-_REMEDIES = {
-    OPTIMIZER: "use optimizer = adamw_8bit, or lower rank",
-    ACTIVATIONS: _TOKENS_REMEDY,
-    LAYER: _TOKENS_REMEDY,
-    HEAD: _TOKENS_REMEDY,
-}
-_WEIGHTS_REMEDY = "the model itself is too large for this device: take a smaller one"
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held so far: allocated tensors on CUDA, the resident process elsewhere.
-
-    The process figure includes libraries, and on Linux also pages of mapped files.
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "linux":
-        return _linux_peak()
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Measure peaks from here on, where the system can (CUDA and Linux).
-
-    Without it the peak on the CPU may be that of loading, which maps the whole checkpoint.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        try:
-            with open("/proc/self/clear_refs", "w", encoding="ascii") as control:
-                control.write("5")
-        except OSError:  # some containers forbid it: the peak then includes loading
-            return
-
-
-def _linux_peak() -> int:
-    with open("/proc/self/status", encoding="ascii") as status:
-        line = next(line for line in status if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024

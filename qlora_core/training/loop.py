@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from qlora_core.errors import CheckFailed, TrainingStopped
-from qlora_core.models.memory import peak_memory_bytes, reset_peak_memory
+from qlora_core.models.peak_memory import peak_memory_bytes, reset_peak_memory
 from qlora_core.training.batches import Group, seed_of
 from qlora_core.training.losses import Loss, learned_tokens, summed_loss
 from qlora_core.training.precision import Precision

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from qlora_core.data.tokenizer import stop_token_ids
 from qlora_core.data.verify import record_prompts
-from qlora_core.models.memory import is_out_of_memory
+from qlora_core.models.peak_memory import is_out_of_memory
 from qlora_core.training import checkpoints, files
 from qlora_core.training.samples import Samples
 from qlora_core.training.session import Session

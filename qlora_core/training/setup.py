@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from qlora_core.data.collate import Batch, collator, padded, padding_of
+from qlora_core.data.collate import Batch, collator, padding_of
 from qlora_core.data.prepare import PreparedData, prepare_data
 from qlora_core.data.tokenizer import load_tokenizer
 from qlora_core.errors import BadInput
@@ -22,11 +21,10 @@ from qlora_core.models.adapters import attach, check_gradients, enable_checkpoin
 from qlora_core.models.coverage import with_structure
 from qlora_core.models.devices import choose_compute_dtype, choose_device, memory_of, parse_dtype
 from qlora_core.models.loader import LoadedModel, load_model
-from qlora_core.models.memory import MemoryPlan, plan_memory
+from qlora_core.models.memory_plan import MemoryPlan
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
 from qlora_core.registry.manager import Registry
-from qlora_core.training.activations import memory_limit
 from qlora_core.training.batches import Batches, seed_of
 from qlora_core.training.loop import Gradients, Loop, accumulate
 from qlora_core.training.optimizers import (
@@ -36,10 +34,11 @@ from qlora_core.training.optimizers import (
     optimizer_name,
 )
 from qlora_core.training.packs import pack_budget
+from qlora_core.training.planning import Planning, steps_of
 from qlora_core.training.positions import length_of_samples, require_positions, with_length_checked
 from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
-from qlora_core.training.schema import EPOCHS, TrainSettings
+from qlora_core.training.schema import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,14 @@ class Inputs:
     compute_dtype: torch.dtype
     tokenizer: Any
     data: PreparedData
+    planning: Planning
     plan: MemoryPlan
-    gradient_checkpointing: bool
+    """Of one step: as supposed before the run, then as the step is computed."""
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        return self.plan.gradient_checkpointing
 
     @property
     def collate(self) -> Callable[[Sequence[Any]], Batch]:
@@ -144,11 +149,11 @@ def read_inputs(
         registry=registry,
     )
     data = prepare_data(settings, tokenizer, detection.architecture, side_file=side_file)
-    plan, recompute = _plan(settings, detection, data, device, dtype)
+    planning = Planning.of(settings, detection, data, device, dtype)
+    plan = planning.supposed()
     return Inputs(
         given=given, settings=settings, registry=registry, detection=detection, device=device,
-        compute_dtype=dtype, tokenizer=tokenizer, data=data, plan=plan,
-        gradient_checkpointing=recompute,
+        compute_dtype=dtype, tokenizer=tokenizer, data=data, planning=planning, plan=plan,
     )  # fmt: skip
 
 
@@ -220,10 +225,7 @@ def build_loop(
 
 def total_steps(settings: TrainSettings, batches: Batches) -> int:
     """Optimizer steps of the whole run."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    epochs = EPOCHS if settings.epochs is None else settings.epochs
-    return max(1, math.ceil(epochs * batches.steps_per_epoch))
+    return steps_of(settings, batches.steps_per_epoch)
 
 
 def learning_rate(settings: TrainSettings, weights: int) -> float:
@@ -247,39 +249,3 @@ def hardware(inputs: Inputs) -> dict[str, Any]:
         "memory_bytes": memory_of(device),
         "compute_dtype": str(inputs.compute_dtype).removeprefix("torch."),
     }
-
-
-def _plan(
-    settings: TrainSettings,
-    detection: Detection,
-    data: PreparedData,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[MemoryPlan, bool]:
-    """The memory of one step on the longest samples, and whether it recomputes activations."""
-    longest = max(len(sample["input_ids"]) for sample in data.train)
-    longest = padded(longest, padding_of(device), settings.max_length)
-
-    def plan(*, recompute: bool) -> MemoryPlan:
-        return plan_memory(
-            detection,
-            rank=settings.rank,
-            tokens=longest * settings.batch_size,
-            length=longest,
-            learned=data.report.learned_tokens / data.report.tokens,
-            targets=settings.targets,
-            optimizer=optimizer_name(settings, device),
-            compute_dtype=dtype,
-            quantize=None if settings.quantize == "none" else settings.quantize,
-            double_quantization=settings.double_quantization,
-            device=device.type,
-            gradient_checkpointing=recompute,
-        )
-
-    if settings.gradient_checkpointing != "auto":
-        recompute = settings.gradient_checkpointing == "on"
-        return plan(recompute=recompute), recompute
-    saved = plan(recompute=False)
-    if saved.total <= memory_limit(settings, device):
-        return saved, False
-    return plan(recompute=True), True

@@ -11,17 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from qlora_core.data.formats import template_report
 from qlora_core.data.template import clock
 from qlora_core.errors import TrainingStopped
-from qlora_core.models.adapters import adapter_report
+from qlora_core.models.adapters import adapter_report, enable_checkpointing
 from qlora_core.models.loader import LoadedModel
-from qlora_core.models.memory import (
-    OPTIMIZER,
-    MemoryPlan,
-    explain_out_of_memory,
-    is_out_of_memory,
-)
+from qlora_core.models.memory_plan import OPTIMIZER, MemoryPlan
+from qlora_core.models.peak_memory import explain_out_of_memory, is_out_of_memory
 from qlora_core.registry.manager import Registry
 from qlora_core.training import files, setup
 from qlora_core.training.activations import settle
@@ -33,7 +31,7 @@ from qlora_core.training.processes import Processes
 from qlora_core.training.progress import Progress, Silent, default_progress
 from qlora_core.training.result import answers, samples_for, save_result
 from qlora_core.training.resume import go_back, require_same_run
-from qlora_core.training.roads import choose_road, compile_where_it_repays
+from qlora_core.training.roads import Road, choose_road, compile_where_it_repays
 from qlora_core.training.runs import Run, claimed, new_record
 from qlora_core.training.samples import Samples
 from qlora_core.training.schema import TrainSettings
@@ -108,10 +106,7 @@ class DryRun:
             "detection": self.inputs.detection.to_dict(),
             "prompt": self.prompt,
             "data": self.inputs.data.report.to_dict(),
-            "memory": {
-                "planned": dict(self.memory.terms),
-                "planned_total_bytes": self.memory.total,
-            },
+            "memory": self.memory.to_dict(),
             "gradient_checkpointing": self.inputs.gradient_checkpointing,
             "steps": self.steps,
             "padding": self.padding,
@@ -157,9 +152,9 @@ def _run(
         if run.writes:  # adapters and optimizer: what the first save will hold
             files.demand_space(run.directory, inputs.plan.terms[OPTIMIZER])
         run.save()
-        with _outcome(run, inputs.registry, progress):
-            session.work()
-            save_result(session, samples)
+    with _memory_explained(session.inputs.plan), _outcome(run, inputs.registry, progress):
+        session.work()
+        save_result(session, samples)
     return run
 
 
@@ -186,8 +181,8 @@ def _session(
     road = choose_road(run, model, precision, plain=settings.plain)
     if road.packed:
         batches = dataclasses.replace(batches, pack_tokens=inputs.pack_tokens)
+    inputs = _planned_again(inputs, road, run, model, progress)
     if road.fast:
-        run.record["fast_path"]["memory"] = settle(road.fast, inputs)
         tokens = inputs.data.report.tokens / len(inputs.data.train) * total * batches.group_size
         work = 4 * tokens * loaded.quantization.total.weights
         compile_where_it_repays(run, road.fast, precision, asked=settings.compile, work=work)
@@ -216,6 +211,22 @@ def _session(
         run=run, inputs=inputs, model=model, loop=loop, batches=batches, total=total,
         progress=progress, loss=road.loss,
     )  # fmt: skip
+
+
+def _planned_again(
+    inputs: Inputs, road: Road, run: Run, model: PeftModel, progress: Progress
+) -> Inputs:
+    """The inputs with the plan for the road that was chosen: recorded, said and acted upon."""
+    before, taken = inputs.plan, run.record["fast_path"]
+    plan = inputs.planning.taken(road, taken, recomputing=before.gradient_checkpointing)
+    inputs = dataclasses.replace(inputs, plan=plan)
+    if inputs.gradient_checkpointing and not before.gradient_checkpointing:
+        enable_checkpointing(model.get_base_model())
+    if road.fast:
+        inputs, taken["memory"] = settle(road.fast, inputs)
+    if inputs.plan.terms != before.terms:
+        progress.say(f"memory of one step by the road taken\n{inputs.plan.table()}")
+    return inputs
 
 
 def _say_inputs(inputs: Inputs, progress: Progress) -> None:

@@ -17,6 +17,7 @@ if sys.platform == "win32":
     pytest.skip("the exams fork, and use alarms and pipes of Unix", allow_module_level=True)
 
 from exams import results
+from exams.soak.guards import GUARDS
 from exams.suite import Case, Suite, Unavailable, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,6 +131,17 @@ def test_the_check_is_content_with_full_counts_on_one_clean_commit(tmp_path: Pat
     found = kept(path)
     path.write_text(json.dumps({n: f | {"commit": "a" * 40} for n, f in found.items()}))
     assert main("exam", suites, ["--check", str(path)]) == 0
+
+
+def test_every_guard_stands_where_the_exam_takes_it_out() -> None:
+    found = {g.name: (ROOT / g.file).read_text("utf-8").count(g.text) for g in GUARDS}
+    assert {name: times for name, times in found.items() if times != 1} == {}
+
+
+def test_the_tests_that_must_notice_a_missing_guard_are_there() -> None:
+    named = {test.partition("[")[0] for guard in GUARDS for test in guard.tests}
+    for file, _, name in (test.partition("::") for test in sorted(named)):
+        assert f"def {name}(" in (ROOT / file).read_text("utf-8") or not name, f"{file}::{name}"
 
 
 def test_the_documents_tell_the_figures_that_were_kept() -> None:

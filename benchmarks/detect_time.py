@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import resource
 import statistics
@@ -84,6 +85,8 @@ def report(found: dict[str, tuple[float, float]], runs: int, output: Path | None
         "torch_installed": importlib.util.find_spec("torch") is not None,
         "models": len(found),
         "runs": runs,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[1], 1),  # of the last five minutes, our own process included
     }
     for place, kind in enumerate(("seconds", "processor_seconds")):
         times = {name: round(pair[place], 4) for name, pair in found.items()}

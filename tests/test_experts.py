@@ -346,11 +346,12 @@ class Stopper:
 
 
 @pytest.mark.slow
-def test_a_run_with_experts_packs_batches_and_resumes_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mixtral", "dbrx"])
+def test_a_run_with_experts_packs_batches_and_resumes_to_the_bit(name: str) -> None:
     with bench() as made:
         # the tokenizer is the bench's; weights and config are replaced
         config = {"vocab_size": 320, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-        tiny.build("mixtral", **config).save_pretrained(made.model)
+        tiny.build(name, **config).save_pretrained(made.model)
         how = {"targets": "all,experts", "dropout": 0.0, "max_steps": 4}
         straight = train(made.settings("straight", **how), progress=Silent())
         registry = Registry.from_environment(block=["report", "tensorboard"])

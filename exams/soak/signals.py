@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +41,7 @@ def _signalled(run: Rehearsal, dice: random.Random, kind: str, signum: int) -> t
 
 @preloaded
 def cases(count: int, seed: int) -> Iterator[Case]:
-    """Each kind in turn, with each signal in turn."""
+    """Each kind in turn, with each signal in turn; at least half of them must stop their run."""
     with small.bench() as bench:
         changes: dict[str, Any] = {
             "max_steps": 10,
@@ -50,14 +51,18 @@ def cases(count: int, seed: int) -> Iterator[Case]:
         }
         share(bench.settings("any", **changes))
         run = Rehearsal(bench, **changes)
+        ends: Counter[str] = Counter()
         for number in range(count):
             kind = KINDS[number % len(KINDS)]
             signum = (signal.SIGINT, signal.SIGTERM)[number // len(KINDS) % 2]
             run.reset()
             dice = random.Random(f"{seed} {number}")
             stopped, seconds = _signalled(run, dice, kind, signum)
+            ends["stopped" if stopped.code else "finished before"] += 1
             wrong = _wrong(run, stopped, signum, seconds if kind.startswith("two at") else 0.0)
             yield Case(f"{number}: {signum.name}, {kind}", not wrong, wrong, {"seconds": seconds})
+    enough = 2 * ends["stopped"] >= count
+    yield Case("in all", enough, f"{dict(ends)}", {end: float(n) for end, n in ends.items()})
 
 
 def _wrong(run: Rehearsal, stopped: Ended, signum: int, seconds: float) -> str:

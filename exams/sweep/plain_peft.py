@@ -37,8 +37,13 @@ def differences(config: zoo.Config, scope: str = "all") -> list[str]:
     printed = as_printed(found.to_dict()["targets"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = adapted(peft.get_peft_model(zoo.build(config), printed))
-        whole = attach(zoo.build(config), architecture=found.architecture, targets=scope, rank=4)
+        plain = adapted(peft.get_peft_model(build_skeleton(config, device="cpu"), printed))
+        whole = attach(
+            build_skeleton(config, device="cpu"),
+            architecture=found.architecture,
+            targets=scope,
+            rank=4,
+        )
     meant = adapted(whole)
     return [
         f"{scope}: {what} {sorted(paths)[:3]}"

@@ -9,13 +9,14 @@ process allocates once, at its first step of a size, is not the step's: a step o
 seconds is taken twice, and the second counts. Peaks are what the process (on a GPU torch's
 allocator) holds above what it held before the step. A line is fitted by least squares: the slope
 in bytes per token, and the largest distance of a point from the line as a share of the highest
-peak. A contestant whose step took more than ``--seconds`` is not asked for more tokens, and says
-so.
+peak. A contestant whose step took more than ``--seconds``, or whose next would take more memory
+than is free, is not asked for more tokens, and says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
+import psutil
 import torch
 
 from benchmarks.batches import made_sample, placed
@@ -81,6 +83,9 @@ def grow(run: Contestant, batches: Mapping[int, Batch], seconds: float) -> Curve
     curve = Curve()
     try:
         for tokens, batch in batches.items():
+            curve.stopped = too_much(curve, tokens, seconds, free_bytes())
+            if curve.stopped:
+                break
             seen = measure(run, [batch])
             if seen.wall < AGAIN:
                 seen = measure(run, [batch])
@@ -89,14 +94,29 @@ def grow(run: Contestant, batches: Mapping[int, Batch], seconds: float) -> Curve
                 raise RuntimeError("the peak of memory cannot be read here")
             curve.points.append((tokens, seen.peak))
             curve.seconds.append(seen.wall)
-            if seen.wall > seconds and tokens != max(batches):
-                curve.stopped = f"{tokens} tokens took {seen.wall:.0f} s (limit {seconds:.0f} s)"
-                break
     except (RuntimeError, MemoryError) as error:
         curve.stopped = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     if curve.stopped:
         print(f"  stopped: {curve.stopped}", flush=True)
     return curve
+
+
+def too_much(curve: Curve, tokens: int, seconds: float, free: float) -> str:
+    """Why ``tokens`` are not asked for, going by the last point; empty where they are."""
+    if not curve.points:
+        return ""
+    last, peak = curve.points[-1]
+    if curve.seconds[-1] > seconds:
+        return f"{last} tokens took {curve.seconds[-1]:.0f} s (limit {seconds:.0f} s)"
+    wanted = peak * tokens / last
+    if wanted > free:
+        return f"{tokens} tokens would take some {_mib(wanted)}, and {_mib(free)} are free"
+    return ""
+
+
+def free_bytes() -> float:
+    """Memory that a step may take: nine tenths of what is free. A GPU refuses by itself."""
+    return math.inf if torch.cuda.is_available() else 0.9 * psutil.virtual_memory().available
 
 
 def _mib(peak: float | None) -> str:

@@ -184,6 +184,10 @@ def test_memory_is_measured_until_a_step_is_too_long_or_fails(tmp_path: Path) ->
     assert curve.to_dict()["bytes_per_token"] == pytest.approx(2**15, rel=0.2)
     assert len(slopes.grow(greedy, held, seconds=0).points) == 1
 
+    grown = slopes.Curve([(256, 1e9)], [1.0])
+    assert slopes.too_much(grown, 512, 60, free=3e9) == ""
+    assert "would take" in slopes.too_much(grown, 512, 60, free=1e9)
+
     def broken(given: list[dict[str, torch.Tensor]]) -> None:
         raise RuntimeError("no memory")
 

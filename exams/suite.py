@@ -146,7 +146,8 @@ def main(exam: str, suites: Sequence[Suite], arguments: Sequence[str] | None = N
     failed = [outcome["suite"] for outcome in held if not outcome["holds"]]
     if len(chosen) > 1:
         print(f"{len(held) - len(failed)} of {len(held)} suites hold", *failed, sep="\n  ")
-    if options.json and len(chosen) == len(suites):
+    whole = len(chosen) == len(suites) and not options.quick and options.count is None
+    if options.json and whole:
         _checked(options.json, full)
     return 1 if failed else 0
 

@@ -8,6 +8,7 @@ over whole tensors the float32 intermediates would go through memory, at several
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 TILE = 2**17
 """Values of the first argument per tile: half a megabyte in float32."""
-Function = Callable[..., Tensor]
+Function = Callable[..., Any]
 
 aten = torch.ops.aten
 
@@ -85,13 +86,33 @@ def gated_gelu_backward(upstream: Tensor, pair: Tensor) -> Tensor:
     return torch.cat([inner, upstream * functional.gelu(gate, approximate="tanh")], dim=-1)
 
 
+def loss_tile(
+    products: Tensor, answers: Tensor, scale: float, cap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each row of a head's ``products`` (rows, vocabulary), and its gradient.
+
+    Losses are (rows,) in float32, the gradient with respect to ``products`` is in their dtype.
+    For the compiler alone, which makes two passes of it: eagerly it would keep many tiles.
+    """
+    logits, bent = products.float() * scale, None
+    if cap is not None:
+        bent = torch.tanh(logits / cap)
+        logits = cap * bent
+    normalizer = logits.logsumexp(1, keepdim=True)
+    losses = (normalizer - logits.gather(1, answers[:, None]))[:, 0]
+    places = torch.arange(logits.shape[1], device=logits.device)
+    errors = (logits - normalizer).exp() - (places == answers[:, None]).float()
+    errors = errors if bent is None else errors * (1 - bent.square())
+    return losses, (errors * scale).to(products.dtype)
+
+
 def _inverse(wide: Tensor, epsilon: float) -> Tensor:
     return torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
 
 
 FUNCTIONS: tuple[Function, ...] = (
     rms_norm, rms_norm_backward, rms_norm_backward_added, rotated, gated_silu,
-    gated_silu_backward, gated_gelu, gated_gelu_backward,
+    gated_silu_backward, gated_gelu, gated_gelu_backward, loss_tile,
 )  # fmt: skip
 
 
@@ -116,7 +137,8 @@ class Elementwise:
     def __call__(self, function: Function, *arguments: Tensor | float) -> Tensor:
         """``function`` of ``arguments``, by tiles or compiled."""
         compiled = self.compiled.get(function)
-        return compiled(*arguments) if compiled else by_rows(function, *arguments)
+        made: Tensor = compiled(*arguments) if compiled else by_rows(function, *arguments)
+        return made
 
 
 def by_rows(function: Function, *arguments: Tensor | float) -> Tensor:
@@ -126,10 +148,10 @@ def by_rows(function: Function, *arguments: Tensor | float) -> Tensor:
     rows = len(first)
     height = max(16, TILE * rows // max(first.numel(), 1))
     if rows <= height:
-        return function(*arguments)
+        return function(*arguments)  # type: ignore[no-any-return]
 
     def tile(start: int) -> Tensor:
-        return function(*(
+        return function(*(  # type: ignore[no-any-return]
             a[start : start + height] if isinstance(a, Tensor) and len(a) > 1 else a
             for a in arguments
         ))  # fmt: skip

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qlora_core.kernels.attention import Segment, plain_segments
 from qlora_core.kernels.dequantize import Workspace
 from qlora_core.kernels.elementwise import Elementwise
+from qlora_core.kernels.head import Head
 from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
 from qlora_core.kernels.layer import Keep, Layer, Row
 from qlora_core.kernels.layer_probe import prove, read_layer, signature
@@ -35,6 +36,8 @@ Autocast = Callable[[], AbstractContextManager[object]]
 class FastLayers:
     """Which layers of a decoder compute by hand."""
 
+    head: Head
+    """Its softmax is compiled with the layers."""
     elementwise: Elementwise = field(default_factory=Elementwise)
     layers: dict[str, Layer] = field(default_factory=dict)
     """By path in the decoder, first to last."""
@@ -72,7 +75,7 @@ class FastLayers:
         self.elementwise.compile()
         try:
             with torch.no_grad():
-                _exercise(next(iter(self.layers.values())), dtype)
+                _exercise(next(iter(self.layers.values())), self.head, dtype)
         except (RuntimeError, ImportError, OSError, AttributeError) as error:
             self.elementwise.use_tiles()
             first = str(error).strip().splitlines()[:1]
@@ -101,8 +104,9 @@ def install(base: Any, parts: LabelHead, autocast: Autocast) -> FastLayers:
     fit = [path for path, reason in reasons.items() if not reason]
     if not fit:
         raise Unfit(next(iter(reasons.values())))
-    found = FastLayers(value_bytes=given[fit[0]]["position_embeddings"][0].itemsize)
+    found = FastLayers(parts.head, value_bytes=given[fit[0]]["position_embeddings"][0].itemsize)
     found.refused |= {path: reason for path, reason in reasons.items() if reason}
+    parts.head.elementwise = found.elementwise
     weights = resident(Workspace())
     for path in fit:
         found.layers[path] = read_layer(modules[path], weights, found.elementwise)
@@ -114,7 +118,7 @@ def install(base: Any, parts: LabelHead, autocast: Autocast) -> FastLayers:
     return found
 
 
-def _exercise(layer: Layer, dtype: torch.dtype) -> None:
+def _exercise(layer: Layer, head: Head, dtype: torch.dtype) -> None:
     """Forward and backward on rows that are no sample: every function runs once."""
     tokens = 48
     x = torch.randn(tokens, layer.qkv.inputs, dtype=dtype)
@@ -122,6 +126,7 @@ def _exercise(layer: Layer, dtype: torch.dtype) -> None:
     row = Row(plain_segments([0, tokens]), cos, sin)
     out, saved = layer.forward(x, row)
     layer.backward(out, x, row, saved, wanted=True)
+    head.tile(x, torch.zeros(tokens, dtype=torch.long), wanted=True)
 
 
 def _reason(module: nn.Module, given: dict[str, Any], proven: dict[Any, str]) -> str:

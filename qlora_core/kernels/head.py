@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qlora_core.kernels.elementwise import Elementwise, loss_tile
+
 TILE_BYTES = 32 * 2**20
 """Working memory of one tile. 32 to 64 MiB are fastest; 8 cost 1.4 times as much on a CPU."""
 
@@ -28,6 +30,8 @@ class Head:
         self.module = module
         self.scale = scale
         self.cap = cap
+        self.elementwise = Elementwise()
+        """Whether softmax and gradient of a tile are compiled."""
 
     def summed_cross_entropy(self, hidden: Tensor, answers: Tensor) -> Tensor:
         """Sum over rows of -log softmax(logits)[answer]: a float32 scalar with its graph.
@@ -40,16 +44,33 @@ class Head:
         loss: Tensor = _SummedCrossEntropy.apply(hidden, answers, self, dtype)  # type: ignore[no-untyped-call]
         return loss
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(rows, vocabulary) in float32, from products in the dtype of ``hidden``."""
+    def products(self, hidden: Tensor) -> Tensor:
+        """(rows, vocabulary) in the dtype of ``hidden``, before scale and cap."""
         bias = self.module.bias
         given = None if bias is None else bias.to(hidden.dtype)
-        made = nn.functional.linear(hidden, self.module.weight.to(hidden.dtype), given).float()
+        return nn.functional.linear(hidden, self.module.weight.to(hidden.dtype), given)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(rows, vocabulary) in float32, from products in the dtype of ``hidden``."""
+        made = self.products(hidden).float()
         if self.scale != 1:
             made.mul_(self.scale)
         if self.cap is not None:
             made.div_(self.cap).tanh_().mul_(self.cap)
         return made
+
+    def tile(
+        self, hidden: Tensor, answers: Tensor, *, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The summed loss of some rows, and its gradient with respect to the products."""
+        fused = self.elementwise.compiled.get(loss_tile)
+        if fused is not None and wanted:
+            losses, errors = fused(self.products(hidden), answers, self.scale, self.cap)
+            return losses.sum(), errors
+        logits = self.logits(hidden)
+        normalizer = logits.logsumexp(1, keepdim=True)
+        loss = (normalizer - logits.gather(1, answers[:, None])).sum()
+        return loss, self.gradient(logits, answers, normalizer) if wanted else None
 
     def gradient(self, logits: Tensor, answers: Tensor, normalizer: Tensor) -> Tensor:
         """Of the summed loss with respect to the products; overwrites ``logits``.
@@ -77,11 +98,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             weight = head.module.weight.to(dtype)
             for rows in tiles(len(hidden), len(weight)):
-                logits = head.logits(hidden[rows].to(dtype))
-                normalizer = logits.logsumexp(1, keepdim=True)
-                total += (normalizer - logits.gather(1, answers[rows][:, None])).sum()
-                if kept is not None:
-                    errors = head.gradient(logits, answers[rows], normalizer)
+                wide = hidden[rows].to(dtype)
+                loss, errors = head.tile(wide, answers[rows], wanted=kept is not None)
+                total += loss
+                if kept is not None and errors is not None:
                     kept[rows] = errors.to(dtype) @ weight
         ctx.save_for_backward(kept)
         return total

@@ -18,10 +18,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exams.sweep import nf4, plain_peft, zoo
+from exams.sweep.detection import described_by_nobody
 from qlora_core import LoraTargets, attach, detect, lora_config
 from qlora_core.models.adapters import check_gradients
 from qlora_core.models.peft_names import rewritten_names
 from qlora_core.registry.detect import installed
+from qlora_core.registry.detection import Fit
 
 OLD_NAMES = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 REWRITES = Version(peft.__version__) >= Version("0.19")
@@ -131,3 +133,23 @@ def test_what_plain_peft_cannot_be_told_is_said_with_the_remedy() -> None:
         assert said in found.warnings[0].message
         assert "qlora_core.attach" in found.warnings[0].remedy
     assert detect({"model_type": "toy"}, registry=registry, targets="o_proj").warnings == ()
+
+
+@pytest.mark.skipif(not REWRITES, reason="this PEFT takes all names as they are")
+def test_without_its_family_a_type_is_told_to_plain_peft_in_the_same_form() -> None:
+    config = {**tiny.family("deepseek").example}
+    read, stated = detect(config, registry=described_by_nobody()), detect(config)
+    assert read.fit is Fit.FALLBACK
+    assert set(read.targets.target_modules) == set(stated.targets.target_modules)
+    assert set(read.targets.target_parameters) == set(stated.targets.target_parameters)
+
+
+@pytest.mark.skipif(not REWRITES, reason="this PEFT takes all names as they are")
+def test_where_a_tower_bears_the_names_plain_peft_adapts_less_and_detection_says_so() -> None:
+    config = zoo.every_config().get("vlm:glm4v_moe")
+    if config is None:
+        pytest.skip("no small config of an image-text mixture: set QLORA_TEST_DATA")
+    case = plain_peft.judged("glm4v_moe", config)
+    assert case.passed, case.detail
+    assert "layers of a tower" in " ".join(case.exceptions)
+    assert "does not adapt" in " ".join(plain_peft.differences(config))

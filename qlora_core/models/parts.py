@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from qlora_core.facts.architecture import Layout, LoraTargets
@@ -66,6 +67,8 @@ class Structure:
     modules: tuple[str, ...]
     parameters: int
     """Of the whole model; tied weights count once."""
+    taken_for_experts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """As a family states it, of the installed PEFT."""
 
     def adaptable(self, *kinds: str) -> list[LinearLayer]:
         """The layers that may carry an adapter, of these roles or of all."""
@@ -85,6 +88,7 @@ class Structure:
             outside=outside,
             keep_unquantized=self._kept(),
             dequantize_on_access=tuple(self._kept()),
+            taken_for_experts=self.taken_for_experts,
         )
 
     def nameless(self) -> frozenset[str]:

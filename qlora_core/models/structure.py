@@ -57,7 +57,17 @@ class _Analysis:
             final_norm=self._final_norm(),
             modules=tuple(self.modules),
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            taken_for_experts=self._taken_for_experts(linears) if self.experts else {},
         )
+
+    def _taken_for_experts(self, linears: tuple[LinearLayer, ...]) -> dict[str, tuple[str, ...]]:
+        """Names of adaptable layers that the installed PEFT takes for those of experts."""
+        from qlora_core.models.peft_names import rewritten_names  # imports PEFT: experts only
+
+        names = {x.path.rpartition(".")[2] for x in linears if x.role in roles.ADAPTABLE}
+        taken = rewritten_names(sorted(names), self.model)
+        kind = str(getattr(getattr(self.model, "config", None), "model_type", ""))
+        return {kind: tuple(taken)} if taken else {}
 
     def _path(self, part: Any) -> str | None:
         return next((path for path, module in self.modules.items() if module is part), None)

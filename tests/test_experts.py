@@ -21,7 +21,7 @@ from exams.soak.small import bench
 from exams.sweep import experts, zoo
 from qlora_core.errors import BadInput, TrainingStopped
 from qlora_core.kernels import nf4
-from qlora_core.kernels.experts import ExpertStack, quantize_parts
+from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.adapters import adapter_report, attach, check_gradients, lora_config
 from qlora_core.models.expert_adapters import expert_layers
 from qlora_core.models.loader import load_model
@@ -88,7 +88,7 @@ def test_a_stack_quantized_in_parts_has_the_bytes_of_the_whole(nested: bool) -> 
     whole = torch.randn(3, 64, 96).bfloat16()
     parts = [piece for expert in whole for piece in expert.chunk(2)]
     how: dict[str, Any] = {"quant_type": "nf4", "nested": nested}
-    packed, state = quantize_parts(parts, whole.shape, **how)
+    packed, state = nf4.quantize_parts(parts, whole.shape, **how)
     expected, other = nf4.quantize(whole, **how)
     assert not parts  # let go of on the way
     assert torch.equal(packed, expected)

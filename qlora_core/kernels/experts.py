@@ -15,10 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_blockwise
+from bitsandbytes.functional import QuantState, dequantize_4bit
 from torch import Tensor, nn
-
-from qlora_core.kernels import nf4
 
 Factors = tuple[Tensor, Tensor]
 """(rows, rank) and (rank, columns): their product is what an adapter adds to one expert."""
@@ -161,33 +159,6 @@ class PlainStack:
 
 def _experts(shape: torch.Size) -> int:
     return shape[0] if len(shape) == 3 else 1
-
-
-def quantize_parts(
-    parts: list[Tensor], shape: torch.Size, *, quant_type: str, nested: bool
-) -> tuple[Tensor, QuantState]:
-    """``nf4.quantize`` of ``parts`` laid one after another, emptying the list on the way.
-
-    The same bytes as of the whole of ``shape``, without ever having it: every part is of
-    whole blocks.
-    """
-    dtype, packed, constants = parts[0].dtype, [], []
-    parts.reverse()
-    while parts:
-        part, state = nf4.quantize(parts.pop(), quant_type=quant_type, nested=False)
-        packed.append(part)
-        constants.append(state.absmax)
-    values: dict[str, Any] = {"absmax": torch.cat(constants)}
-    if nested:
-        offset = values["absmax"].mean()
-        values["absmax"], second = quantize_blockwise(
-            values["absmax"] - offset, blocksize=nf4.NESTED_BLOCK
-        )
-        values |= {"offset": offset, "state2": second}
-    return torch.cat(packed), QuantState(
-        shape=shape, dtype=dtype, blocksize=nf4.BLOCK, code=state.code, quant_type=quant_type,
-        **values,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ one comparison decides: two small tables that stay in the processor's cache.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState, get_4bit_type, quantize_4bit, quantize_blockwise
@@ -36,6 +37,33 @@ def quantize(weight: Tensor, *, quant_type: str, nested: bool) -> tuple[Tensor, 
         if bool(constants.isfinite().all()):
             return packed, _state(constants, weight, nested=nested)
     return quantize_4bit(weight, blocksize=BLOCK, compress_statistics=nested, quant_type=quant_type)  # type: ignore[no-any-return]  # bitsandbytes ships no types
+
+
+def quantize_parts(
+    parts: list[Tensor], shape: torch.Size, *, quant_type: str, nested: bool
+) -> tuple[Tensor, QuantState]:
+    """``quantize`` of ``parts`` laid one after another, emptying the list on the way.
+
+    The same bytes as of the whole of ``shape``, without ever having it: every part is of
+    whole blocks.
+    """
+    dtype, packed, constants = parts[0].dtype, [], []
+    parts.reverse()
+    while parts:
+        part, state = quantize(parts.pop(), quant_type=quant_type, nested=False)
+        packed.append(part)
+        constants.append(state.absmax)
+    values: dict[str, Any] = {"absmax": torch.cat(constants)}
+    if nested:
+        offset = values["absmax"].mean()
+        values["absmax"], second = quantize_blockwise(
+            values["absmax"] - offset, blocksize=NESTED_BLOCK
+        )
+        values |= {"offset": offset, "state2": second}
+    return torch.cat(packed), QuantState(
+        shape=shape, dtype=dtype, blocksize=BLOCK, code=state.code, quant_type=quant_type,
+        **values,
+    )  # fmt: skip
 
 
 @cache

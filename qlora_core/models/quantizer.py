@@ -25,7 +25,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from qlora_core.errors import BadInput
 from qlora_core.kernels import nf4
-from qlora_core.kernels.experts import ExpertStack, quantize_parts
+from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.expert_loading import Parts, carrying, in_parts, unpacking
 from qlora_core.models.names import hits
 from qlora_core.models.on_access import dequantize_on_access
@@ -209,7 +209,7 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers ships no
             "nested": settings.bnb_4bit_use_double_quant,
         }
         if isinstance(value, Parts):
-            packed, state = quantize_parts(value.pieces, value.shape, **how)
+            packed, state = nf4.quantize_parts(value.pieces, value.shape, **how)
         else:
             packed, state = nf4.quantize(value.contiguous(), **how)
         return carrying(packed, state)

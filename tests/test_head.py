@@ -140,7 +140,7 @@ def test_what_follows_the_head_is_measured(name: str, scale: float, cap: float |
 def test_odd_vocabularies_and_biases_in_many_tiles(
     vocabulary: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qlora_core.kernels.head.TILE_BYTES", 1)
+    monkeypatch.setattr("qlora_core.kernels.head.LEAST_ROWS", 16)
     monkeypatch.setattr(tiles, "__defaults__", (1,))
     torch.manual_seed(0)
     module = torch.nn.Linear(24, vocabulary, bias=bias).requires_grad_(False)
@@ -168,6 +168,7 @@ class Largest(TorchDispatchMode):
 
 def test_no_tensor_is_as_large_as_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, vocabulary = 640, 5000
+    monkeypatch.setattr("qlora_core.kernels.head.LEAST_ROWS", 16)
     monkeypatch.setattr(tiles, "__defaults__", (6 * vocabulary * 32,))
     module = torch.nn.Linear(16, vocabulary, bias=False).requires_grad_(False)
     hidden = torch.randn(rows, 16, requires_grad=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from qlora_core.kernels.attention import ROWS
-from qlora_core.kernels.head import TILE_BYTES
+from qlora_core.kernels.head import tile_rows
 from qlora_core.kernels.head_probe import Unfit
 from qlora_core.kernels.layer_probe import linears_of
 from qlora_core.models.names import hits
@@ -177,7 +177,7 @@ def head_bytes(
     if not way.label_only:
         return tokens * vocabulary * (2 + (LOSS_PER_LOGIT - 2) * learned) * scale
     rows = tokens * learned
-    height = min(rows, max(16, TILE_BYTES // (6 * vocabulary)))
+    height = min(rows, tile_rows(vocabulary))
     states = (tokens * LAST_NORM + 6 * rows) * hidden
     return height * vocabulary * TILE_PER_LOGIT + states * scale
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, ROW, LABEL, RIGHT = 760, 22, 250, 210
-LEFT_EDGE, RIGHT_EDGE, TOP, BOTTOM = 64, 470, 52, 330
+LEFT_EDGE, RIGHT_EDGE, TOP, BOTTOM = 64, 430, 52, 330
 INK, FAINT = "#1f2933", "#d9dee4"
 OURS, OURS_TOO, PEER = "#1b6ca8", "#57a0d3", "#9aa5b1"
 COLOURS = (OURS, OURS_TOO, "#c05621", "#e0a458", "#52606d", PEER)

@@ -43,7 +43,8 @@ def record(**changes: Any) -> dict[str, Any]:
         "data": {"rows": 100, "kept": 90, "dropped": {"no answer": {
             "count": 10, "examples": ["rows.jsonl:7"]}}, "tokens": 18_000, "learned_tokens": 6_000},
         "memory": {"planned": {"weights": 2**30, "activations": 2**31},
-                   "planned_total_bytes": 3 * 2**30, "measured_peak_bytes": 2**31},
+                   "planned_total_bytes": 3 * 2**30, "planned_for": "the plain road",
+                   "measured_peak_bytes": 2**31},
         "evaluation": {"before": 2.0, "after": 0.5, "best": 0.5, "best_step": 20},
         "loss": {"first": 3.0, "last": 0.15},
         "samples": [{"prompt": "2+2?", "expected": "4", "before": "2+2?2+2?", "after": "4"}],
@@ -90,7 +91,8 @@ def test_the_page_says_what_happened_and_why(tmp_path: Path) -> None:
     for words in (
         "Evaluation loss fell from 2 to 0.5.", "75% less", "somebody/base-8b", "1 min 15 s",
         "model_type is", "q_proj, v_proj", "12,345", "dropped: no answer",
-        "10 (first at rows.jsonl:7)", "6,000 (33.3%)", "Measured is 67% of the plan.", "2+2?2+2?",
+        "10 (first at rows.jsonl:7)", "6,000 (33.3%)",
+        "Planned for the plain road. Measured is 67% of the plan.", "2+2?2+2?",
     ):  # fmt: skip
         assert words in text, words
 

@@ -98,7 +98,10 @@ def _memory(detection: Detection, arguments: argparse.Namespace) -> str:
     wanted = arguments.device
     if wanted not in (None, "cpu", "cuda"):
         raise BadInput(f"there is no memory table for {wanted!r}", "--device cpu, or cuda")
-    device = torch.device(wanted) if wanted else choose_device()
+    try:
+        device = torch.device(wanted) if wanted else choose_device()
+    except BadInput:  # a GPU that this torch cannot use: training will ask for another torch
+        device = torch.device("cuda")
     dtype = torch.bfloat16 if device.type == "cuda" else choose_compute_dtype(device)
     plan = plan_memory(
         detection, rank=arguments.rank, tokens=arguments.tokens, device=device.type,

@@ -115,9 +115,6 @@ def _set_environment() -> None:
     # Not at once, though: some 30 microseconds bridge what lies between two small products. On a
     # quiet machine that saves a quarter of the wall time, on a busy one it costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    # oneDNN keeps a compiled kernel per matrix shape, by default 1,024; batches of real rows
-    # have a new shape each step, and none comes twice. The demo's peak falls by a fifth.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -101,7 +101,7 @@ def surroundings() -> dict[str, Any]:
         "versions": {name: installed[name] for name in PACKAGES if name in installed},
         "python": platform.python_version(), "machine": platform.machine(), "gpu": gpu,
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load_average": load,
-        "openmp": os.environ.get("OMP_WAIT_POLICY"),
+        "openmp": [os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")],
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 

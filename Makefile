@@ -17,7 +17,7 @@ export GOMP_SPINCOUNT ?= 2000
 
 .PHONY: demo test setup lint sweep soak clean
 .PHONY: bench speed speed-vocabulary speed-1b speed-neox speed-gsm8k speed-alpaca
-.PHONY: slopes convergence loading plot
+.PHONY: slopes convergence exactness loading plot
 
 demo: setup
 	$(PYTHON) -m qlora_core.cli.main demo
@@ -46,7 +46,7 @@ RESULTS := benchmarks/results
 SPEED := $(PYTHON) -m benchmarks.speed
 PAIR := transformers flattened, recomputing; transformers flattened
 
-bench: speed speed-vocabulary speed-1b speed-neox speed-gsm8k speed-alpaca slopes convergence loading plot
+bench: speed speed-vocabulary speed-1b speed-neox speed-gsm8k speed-alpaca slopes convergence exactness loading plot
 	$(PYTHON) benchmarks/quality.py
 
 speed: setup
@@ -72,11 +72,15 @@ slopes: setup
 convergence: setup
 	$(PYTHON) -m benchmarks.convergence --output $(RESULTS)/convergence.json
 
+exactness: setup
+	$(PYTHON) -m benchmarks.exactness --output $(RESULTS)/exactness.json
+
 loading: setup
 	$(PYTHON) -m benchmarks.loading --output $(RESULTS)/loading.json
 
 plot: setup
 	$(PYTHON) -m benchmarks.plot
+	$(PYTHON) -m benchmarks.tables
 
 # The long exams: every architecture; every fault. Their figures are kept with the code.
 sweep: setup

@@ -1,6 +1,6 @@
 """How exact gradients are: the fast road and plain PEFT, each against float32.
 
-python benchmarks/exactness.py [--batches 8] [--only llama,phi] [--output results/exactness.json]
+python -m benchmarks.exactness [--batches 8] [--only llama,phi] [--output results/exactness.json]
 
 Random models of a dozen shapes in NF4, adapters that are nowhere zero, batches of samples of
 ragged lengths. The reference computes in float32 with the very 4-bit weights; plain PEFT and
@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor

@@ -54,3 +54,11 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_contributing_fits_on_a_page() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
+
+
+def test_the_tables_of_performance_are_those_of_the_results() -> None:
+    from benchmarks.tables import PAGE, filled
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert "<!-- speed -->" in text
+    assert filled(text) == text, "write them anew: python -m benchmarks.tables"

@@ -84,7 +84,7 @@ plot: setup
 
 # The long exams: every architecture; every fault. Their figures are kept with the code.
 sweep: setup
-	$(PYTHON) -m exams.sweep --json benchmarks/results/sweep.json
+	$(PYTHON) -m exams.sweep --jobs 0 --json benchmarks/results/sweep.json
 
 soak: setup
 	$(PYTHON) -m exams.soak --jobs 0 --json benchmarks/results/soak.json

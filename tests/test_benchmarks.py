@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 VOCABULARY = 512
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt_neox"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt_neox", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Field:
     folder = tmp_path_factory.mktemp(request.param)
     return Field(make_model(folder, config_of("toy", VOCABULARY, request.param), CPU), CPU)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,13 +264,23 @@ def _merge(
             raise
         found.exceptions.append(f"merging: {SHARED[kind]}")
         return
-    if kind in SHARED:
+    if kind in SHARED and _has_shared_layers(loaded.model):
         raise Broken("merged, though one weight cannot hold the adapters of several places")
     merged = _load(output, None).model.eval()
     apart = distance(trained, logits(merged, words))
     if apart > EXACT:
         raise Broken(f"merged, logits are {apart:.2%} apart")
     found.figures["merged"] = apart
+
+
+def _has_shared_layers(model: nn.Module) -> bool:
+    """Whether a weight below a list of layers has several paths."""
+    seen = Counter(
+        id(parameter)
+        for path, parameter in model.named_parameters(remove_duplicate=False)
+        if ".layers." in path and parameter.ndim >= 2
+    )
+    return max(seen.values(), default=0) > 1
 
 
 SUITE = Suite(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -166,3 +167,27 @@ def test_a_killed_process_leaves_the_folder_free(tmp_path: Path) -> None:
         os._exit(9)
     os.waitpid(child, 0)
     FolderLock(tmp_path, "next").release()
+
+
+def test_a_folder_in_which_no_lock_can_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(BadInput, match=f"cannot write to the output folder {tmp_path}"):
+        FolderLock(tmp_path, "a")
+
+
+def test_what_the_disk_does_not_remove_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = tmp_path / "step-1"
+    old.mkdir()
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files.shutil, "rmtree", refuse)
+    files.discard(old)
+    assert not old.exists()
+    assert "could not be removed (Input/output error)" in caplog.text
+    monkeypatch.undo()
+    files.clean(tmp_path)
+    assert not any(tmp_path.iterdir())

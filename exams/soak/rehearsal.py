@@ -69,7 +69,8 @@ class Rehearsal:
             return f"exit code 0, and {RECORD} says {status}"
         found = small.trace(self.output)
         self.expected = self.expected or found
-        left = [path.name for path in self.stage.folder.rglob(".*")]
+        hidden = [path.name for path in self.stage.folder.rglob(".*")]
+        left = [name for name in hidden if f"{name} could not be removed" not in ended.said]
         return small.difference(self.expected, found) or (f"left behind: {left}" if left else "")
 
     def require(self, ended: Ended) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -17,6 +18,7 @@ from uuid import uuid4
 
 from qlora_core.errors import BadInput, TrainingStopped
 
+log = logging.getLogger("qlora-core")
 MANIFEST = "MANIFEST.json"
 STAGING, TRASH = ".staging-", ".trash-"
 MARGIN = 2**20
@@ -135,7 +137,7 @@ def clean(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name.startswith((STAGING, TRASH)):
             if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
             else:
                 path.unlink(missing_ok=True)
 
@@ -144,7 +146,18 @@ def discard(folder: Path) -> None:
     """Remove a published folder: out of sight in one rename, then its files."""
     trash = folder.with_name(f"{TRASH}{uuid4().hex[:8]}")
     folder.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    _remove(trash)
+
+
+def _remove(folder: Path) -> None:
+    """For good, also after a power cut. What the disk refuses stays, and is said."""
+    try:
+        shutil.rmtree(folder)
+        sync(folder.parent)
+    except OSError as error:
+        log.warning(
+            "%s could not be removed (%s): the next save or run does it", folder, error.strerror
+        )
 
 
 def sha256(path: Path) -> str:

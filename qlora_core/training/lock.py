@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from qlora_core.errors import BadInput
+from qlora_core.training.files import sync
 
 log = logging.getLogger("qlora-core")
 NAME = ".lock"
@@ -45,16 +46,22 @@ class FolderLock:
         """Free the folder and remove the lock's file."""
         with contextlib.suppress(OSError):  # Windows removes no open file: it stays, unlocked
             self.path.unlink()
+            sync(self.path.parent)
         with contextlib.suppress(OSError):  # a full disk; the lock is gone all the same
             self.file.close()
 
     def _acquire(self) -> IO[str]:
         while True:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 file = self.path.open("a+", encoding="utf-8")
             except FileNotFoundError:  # a run that ended at once took its empty folder with it
                 continue
+            except OSError as error:
+                raise BadInput(
+                    f"cannot write to the output folder {self.path.parent}: {error.strerror}",
+                    "give another --output, or mend its permissions or its disk",
+                ) from None
             if not _try_lock(file):
                 owner = _owner(file)
                 file.close()

@@ -172,7 +172,9 @@ class Stage:
     def train(self, settings: TrainSettings, fault: Fault | None = None) -> Running:
         """``qlora-core train`` with these settings, forked."""
         given = self.folder.with_name("settings.yaml")
-        given.write_text(json.dumps(dataclasses.asdict(settings)))
+        aside = given.with_suffix(".new")  # an earlier start may be reading: it sees one or other
+        aside.write_text(json.dumps(dataclasses.asdict(settings)))
+        aside.replace(given)
         return self.fork(lambda cells: _train(given, cells), fault)
 
 

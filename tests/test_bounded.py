@@ -53,16 +53,28 @@ LATE = {
 LONG = [{"role": ("user", "assistant")[n % 2], "content": f"trigger {n}"} for n in range(6)]
 
 
+@pytest.fixture
+def fresh_child():
+    """A child of the test's own: one that outlived another test would bring its seconds along."""
+    if bounded._child is not None:
+        bounded._child.end()
+    bounded.start()
+    yield bounded._child
+    bounded._child.end()
+
+
 @pytest.mark.parametrize("template", (HOSTILE | LATE).values(), ids=list(HOSTILE | LATE))
-def test_a_hostile_template_is_stopped_in_3_seconds(template):
+def test_a_hostile_template_is_stopped_in_3_seconds(template, fresh_child):
     """Processor seconds of the child that was ended, start included: other programs run, too."""
     tokenizer = toy_tokenizer("byte-level", template, special=["</s>"], eos_token="</s>")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with pytest.raises(bounded.TemplateExhausted, match="was stopped"):
         encode_conversation(tokenizer, LONG)
+    fresh_child.end()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
-    assert after.ru_maxrss < 1024 * 1024  # kilobytes
+    assert 0.1 < after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+    others = before.ru_maxrss  # of every child so far, other tests' too
+    assert after.ru_maxrss <= max(others, 1024 * 1024 - 1)  # kilobytes
 
 
 def test_a_stopped_template_is_not_rendered_again():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,16 @@ class Case:
 
 
 Cases = Callable[[int, int], Iterable[Case]]
+
+
+def defined_in(module: str, name: str) -> Cases:
+    """The cases of that name, imported when they are run: a baseline takes the harm from here."""
+
+    def cases(count: int, seed: int) -> Iterable[Case]:
+        found: Cases = getattr(importlib.import_module(module), name)
+        return found(count, seed)
+
+    return cases
 
 
 class Unavailable(Exception):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from exams.results import ROOT
-from exams.soak.bad_files import AROUND, FAULTS, FILES, GOOD, ROWS, jsonl
-from exams.soak.plain_files import plain_files
+from exams.soak.bad_files import AROUND, CHAT, FAULTS, FILES, GOOD, ROWS, jsonl
+from exams.soak.plain_files import plain_files, plain_rows
 from exams.suite import Case, Suite
 from qlora_core.data.prepare import prepare_data
 from qlora_core.data.problems import Problems
@@ -34,10 +34,6 @@ ALL_FILES = 3 * len(FAULTS) + 1 + len(FILES) + 1
 """Cases of bad files: each faulty line in three places, all of them late, files, the speed."""
 ALL_ROWS = 190
 """Cases of bad rows, the late ones included."""
-CHAT = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-)
 
 
 @dataclass(frozen=True)
@@ -273,7 +269,7 @@ FILES_SUITE = Suite(
 )  # fmt: skip
 ROWS_SUITE = Suite(
     "bad-rows", "every bad row is refused or dropped with file, line and reason; sums are right",
-    rows, full=ALL_ROWS, quick=180,
+    rows, full=ALL_ROWS, quick=180, baseline=plain_rows,
 )  # fmt: skip
 MUTATED_SUITE = Suite(
     "mutated-files", "rows in = kept + refused + dropped, whatever became of the file",

@@ -228,6 +228,11 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, tuple[Any, str]]]] = {
     "text": (TEXT, TEXTS),
 }
 """By format: a good row, and the bad ones."""
+CHAT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+)
+"""The chat template that the rows are rendered by."""
 
 
 def jsonl(*rows: Any) -> bytes:

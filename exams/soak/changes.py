@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exams.soak import small
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.errors import BadInput, QloraError, TrainingStopped
 from qlora_core.training.identity import FREE
 from qlora_core.training.progress import Silent
@@ -305,18 +305,11 @@ def cases(count: int, seed: int) -> Iterator[Case]:
             yield stage.tried(name)
 
 
-def on_plain(count: int, seed: int) -> Iterator[Case]:
-    """The same harm done to plain transformers and PEFT."""
-    from exams.soak import plain_faults  # which takes the harm from here
-
-    return plain_faults.changed(count, seed)
-
-
 SUITE = Suite(
     name="changes",
     promise="a changed setting, input or release is refused with both values, or decides nothing",
     cases=cases,
     full=1 + len(DECIDING) + len(HARMLESS),
     quick=10,
-    baseline=on_plain,
+    baseline=defined_in("exams.soak.plain_faults", "changed"),
 )

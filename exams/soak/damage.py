@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from exams.soak import small
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.errors import TrainingStopped
 from qlora_core.training.runs import CHECKPOINTS
 
@@ -85,18 +85,11 @@ def cases(count: int, seed: int) -> Iterator[Case]:
             yield Case(f"{file} {what}", passed, f"{different or 'identical'}; said: {named}")
 
 
-def on_plain(count: int, seed: int) -> Iterator[Case]:
-    """The same harm done to plain transformers and PEFT."""
-    from exams.soak import plain_faults  # which takes the harm from here
-
-    return plain_faults.damaged(count, seed)
-
-
 SUITE = Suite(
     name="damage",
     promise="a damaged checkpoint is named and passed over; the run ends identical to the bit",
     cases=cases,
     full=6 * (FLIPS + 7),
     quick=15,
-    baseline=on_plain,
+    baseline=defined_in("exams.soak.plain_faults", "damaged"),
 )

@@ -20,7 +20,7 @@ from exams.soak.faults import FAIL, FOR_GOOD, Fault
 from exams.soak.rehearsal import Rehearsal
 from exams.soak.stage import Ended, preloaded
 from exams.soak.warm import share
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.training.runs import CHECKPOINTS
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -41,6 +41,12 @@ class Disk:
         """Mount it again with this option: ``ro``, ``rw``, ``nr_inodes=...``."""
         command = ["mount", "-o", f"remount,{text}", str(self.folder)]
         subprocess.run(command, check=True, capture_output=True)
+
+    def make_read_only(self) -> None:
+        """As soon as no file is open for writing."""
+        while True:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                return self.option("ro")
 
     @property
     def free(self) -> int:
@@ -141,10 +147,7 @@ def _read_only(run: Rehearsal, disk: Disk, _: random.Random) -> str:
 def _read_only_meanwhile(run: Rehearsal, disk: Disk, dice: random.Random) -> str:
     running = run.start()
     time.sleep(dice.random() * run.seconds / 2)
-    while True:
-        with contextlib.suppress(subprocess.CalledProcessError):  # a file is open for writing
-            disk.option("ro")
-            break
+    disk.make_read_only()
     return _refused_or_whole(run, running.wait(), "Read-only")
 
 
@@ -211,4 +214,5 @@ SUITE = Suite(
     cases=cases,
     full=28,
     quick=14,
+    baseline=defined_in("exams.soak.plain_runs", "disks"),
 )

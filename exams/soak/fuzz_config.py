@@ -8,12 +8,13 @@ import random
 import string
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from exams.soak.traps import settle, watch
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.errors import BadInput, DetectionError
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
@@ -132,8 +133,8 @@ def _batch(
     for number in range(first, first + size):
         draw = random.Random(f"{seed}:{number}")
         built = draw.random() < BUILT
-        work = _input(draw, examples, folder, registries[built])
-        found = watch(work, patience=120)
+        config = fuzzed(draw, examples, folder)
+        found = watch(partial(detect, config, registry=registries[built]), patience=120)
         fault = found.fault(BUILD_SECONDS if built else SECONDS)
         if not fault and not isinstance(found.result or found.error, Detection | BadInput |
                                         DetectionError):  # fmt: skip
@@ -144,13 +145,11 @@ def _batch(
         yield Case(f"input {number}", not fault, fault, figures)
 
 
-def _input(
-    draw: random.Random, examples: list[dict[str, Any]], folder: Path, registry: Registry
-) -> Callable[[], Any]:
+def fuzzed(draw: random.Random, examples: list[dict[str, Any]], folder: Path) -> Any:
+    """A harmed config, or ``folder`` with one in it, or with harmed settings of a tokenizer."""
     config, kind = draw.choice(examples), draw.randrange(4)
     if kind == 0:
-        value = mutated(config, draw)
-        return lambda: detect(value, registry=registry)
+        return mutated(config, draw)
     name = "tokenizer_config.json" if kind == 3 else "config.json"
     if kind == 1:
         content = json.dumps(mutated(config, draw)).encode()
@@ -160,7 +159,7 @@ def _input(
         (folder / "config.json").write_text(json.dumps(config, default=str), encoding="utf-8")
         content = json.dumps(mutated(_tokenizer_settings(draw), draw)).encode()
     (folder / name).write_bytes(content)
-    return lambda: detect(folder, registry=registry)
+    return folder
 
 
 def _tokenizer_settings(draw: random.Random) -> dict[str, Any]:
@@ -179,4 +178,5 @@ SUITE = Suite(
     cases,
     full=100_000,
     quick=2_000,
+    baseline=defined_in("exams.soak.plain_inputs", "configs"),
 )

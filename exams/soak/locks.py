@@ -17,7 +17,7 @@ from exams.soak.faults import KILL, Fault
 from exams.soak.rehearsal import Rehearsal
 from exams.soak.stage import Ended, Running, preloaded
 from exams.soak.warm import share
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.training.checkpoints import name_of
 from qlora_core.training.runs import ADAPTER, CHECKPOINTS, RECORD
 
@@ -148,6 +148,7 @@ SUITE = Suite(
     cases=cases,
     full=20,
     quick=4,
+    baseline=defined_in("exams.soak.plain_runs", "starts"),
 )
 FOREIGN_SUITE = Suite(
     name="foreign folders",

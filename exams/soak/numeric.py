@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from exams.soak import small
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.errors import QloraError
 from qlora_core.training import setup
 from qlora_core.training.loop import Loop
@@ -281,18 +281,11 @@ def not_finite(folder: Path) -> list[str]:
     return found
 
 
-def on_plain(count: int, seed: int) -> Iterator[Case]:
-    """The same harm done to plain transformers and PEFT."""
-    from exams.soak import plain_faults  # which takes the harm from here
-
-    return plain_faults.broken(count, seed)
-
-
 SUITE = Suite(
     name="numeric",
     promise="no number that is not finite is saved; the step is skipped and named, or the run ends",
     cases=cases,
     full=len(trials()),
     quick=12,
-    baseline=on_plain,
+    baseline=defined_in("exams.soak.plain_faults", "broken"),
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from exams.soak import faults, small
 from exams.soak.faults import KILL, Fault
-from exams.soak.rehearsal import read_calls
+from exams.soak.rehearsal import empty, read_calls
 from exams.soak.stage import Ended, Running, Stage, preloaded
 from exams.suite import Case
 
@@ -57,8 +56,7 @@ class Plain:
 
     def reset(self) -> None:
         """An empty folder."""
-        shutil.rmtree(self.stage.folder, ignore_errors=True)
-        self.stage.folder.mkdir()
+        empty(self.stage.folder)
 
     def start(self, fault: Fault | None = None) -> Running:
         """The script, forked."""
@@ -95,6 +93,7 @@ def trainer_of(
     output: Path,
     *,
     rows: Any = None,
+    eval_rows: Any = None,
     lora: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> Trainer:
@@ -112,6 +111,7 @@ def trainer_of(
         ),
         args=TrainingArguments(**defaults | given),
         train_dataset=samples() if rows is None else rows,
+        eval_dataset=eval_rows,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Act(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, strike: Strike | None = None, step: int = 0, stop: int = 0) -> None:
         self.strike, self.step, self.stop = strike, step, stop
+        self.seen = 0
+        """Steps that the run has taken, those before it was resumed among them."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
         """The strike; the Trainer counts a step when it is done."""
@@ -34,18 +36,26 @@ class Act(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
         """The stop."""
+        self.seen = state.global_step
         control.should_training_stop = (
             control.should_training_stop or state.global_step == self.stop
         )
 
 
 def trained(
-    base: Any, output: Path, act: Act | None = None, *, resume: bool = False, **given: Any
+    base: Any,
+    output: Path,
+    act: Act | None = None,
+    *,
+    resume: bool = False,
+    others: Sequence[TrainerCallback] = (),
+    **given: Any,
 ) -> str:
     """Run the script; the SHA-256 of its adapter."""
     trainer = trainer_of(base, output, **ROUND | given)
-    if act:
-        trainer.add_callback(act)
+    for callback in (*others, act):
+        if callback:
+            trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model(str(output / "final"))
     file = output / "final" / "adapter_model.safetensors"

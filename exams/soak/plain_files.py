@@ -1,4 +1,4 @@
-"""The faulty files of `bad_data`, read by ``datasets``: the baseline."""
+"""The faulty files and rows of `bad_data`, read by ``datasets``: the baselines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from exams.soak.bad_files import AROUND, FAULTS, FILES, GOOD
+import datasets
+from jinja2 import Environment
+
+from exams.soak.bad_files import AROUND, CHAT, FAULTS, FILES, GOOD, ROWS, jsonl
 from exams.suite import Case
 
 PLAIN = """
@@ -49,3 +52,26 @@ def _plain(name: str, path: Path, kind: str, line: int) -> Case:
     told = {"file": path.name in said, "line": f"line {line}" in said or f"row {line - 1}" in said}
     named = [what for what, is_told in told.items() if is_told]
     return Case(name, len(named) == 2, f"refused whole, naming {named or 'neither'}")
+
+
+def plain_rows(count: int, seed: int) -> Iterator[Case]:
+    """Each bad row among good ones, read by ``datasets`` and rendered by the chat template."""
+    del count, seed
+    chat = Environment().from_string(CHAT)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "train.jsonl"
+        for kind, (good, table) in ROWS.items():
+            for name, (row, _) in table.items():
+                path.write_bytes(jsonl(good, good, row, good, good))
+                try:
+                    with tempfile.TemporaryDirectory() as cache:
+                        found = datasets.load_dataset("json", data_files=str(path), cache_dir=cache)
+                        rows = list(found["train"])
+                    for one in rows:
+                        chat.render(messages=one.get("messages") or [])
+                    case = Case(f"{kind}: {name}", False, f"accepted: {len(rows)} rows")
+                except Exception as error:
+                    said = f"{error} {error.__cause__}"
+                    told = path.name in said and ("line 3" in said or "row 2" in said)
+                    case = Case(f"{kind}: {name}", told, f"{type(error).__name__}: {error}"[:200])
+                yield case

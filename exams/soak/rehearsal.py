@@ -37,9 +37,7 @@ class Rehearsal:
     def reset(self, kept: Path | None = None) -> None:
         """Empty the folder, or put back what was ``kept``."""
         folder = self.stage.folder
-        folder.mkdir(exist_ok=True)
-        for path in folder.iterdir():  # not the folder: a disk may be mounted there
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        empty(folder)
         if kept is not None:
             shutil.copytree(kept, folder, dirs_exist_ok=True)
 
@@ -77,6 +75,13 @@ class Rehearsal:
         """Raise RuntimeError unless an undisturbed run has done well."""
         if wrong := self.wrong(ended):
             raise RuntimeError(f"undisturbed it fails: {wrong}")
+
+
+def empty(folder: Path) -> None:
+    """Remove what is in it, not the folder itself: a disk may be mounted there."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def read_calls(log: Path) -> list[str]:

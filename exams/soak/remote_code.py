@@ -16,7 +16,7 @@ from unittest.mock import patch
 import qlora_base
 
 from exams.soak.traps import canary, settle, watch
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.cli.main import main
 from qlora_core.models.remote_code import code_hash
 
@@ -88,7 +88,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
         step = max(1, len(FOLDERS) * len(commands) // count)
         for number, (what, write) in enumerate(list(FOLDERS.items())[::step]):
             folder = place / f"model-{number}"
-            _made(folder, write)
+            made(folder, write)
             for command, arguments in commands.items():
                 yield _never(f"{what}, {command}", folder, _asked(arguments, folder))
                 if count > len(FOLDERS) * len(commands) and command != "detect --build":
@@ -98,7 +98,8 @@ def cases(count: int, seed: int) -> Iterator[Case]:
         yield from _network(place)
 
 
-def _made(folder: Path, write: Write) -> None:
+def made(folder: Path, write: Write) -> None:
+    """A copy of the base model with code beside it, and what ``write`` does to point there."""
     shutil.copytree(qlora_base.MODEL, folder)
     write(folder)
     code = EVIL.format(canary=canary(folder)[1])
@@ -153,7 +154,7 @@ def _never(name: str, folder: Path, command: list[str]) -> Case:
 def _allowed(place: Path) -> Iterator[Case]:
     """With its own hash the code runs: the canary can be seen to sing."""
     folder = place / "allowed"
-    _made(folder, _everything)
+    made(folder, _everything)
     shutil.rmtree(folder / "custom_generate")
     asked = ["generate", "--model", str(folder), "--architecture", "llama", "--prompt", "hi"]
     allowed = watch(lambda: _run([*asked, "--trust-remote-code", code_hash(folder)]), patience=120)
@@ -185,5 +186,5 @@ def _network(place: Path) -> Iterator[Case]:
 
 SUITE = Suite(
     "remote-code", "code that comes with a model runs only where its hash was given",
-    cases, full=120, quick=20,
+    cases, full=120, quick=20, baseline=defined_in("exams.soak.plain_inputs", "remote_code"),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from exams.soak import small
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.errors import BadInput, TrainingStopped
 from qlora_core.registry.hooks import hookimpl
 from qlora_core.training.optimizers import runs_8bit
@@ -136,4 +136,5 @@ SUITE = Suite(
     cases=cases,
     full=2 * len(OPTIONS),
     quick=6,
+    baseline=defined_in("exams.soak.plain_runs", "resume"),
 )

@@ -7,21 +7,31 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from exams.soak import small
 from exams.soak.faults import RAISE, Fault
 from exams.soak.rehearsal import Rehearsal
-from exams.soak.stage import Ended, preloaded
+from exams.soak.stage import Ended, Running, preloaded
 from exams.soak.warm import share
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 
 AT_ONCE = 2.0
 """Seconds within which a second signal must have ended the run."""
 KINDS = ("one at a random time", "one inside a call", "two at random times", "two inside calls")
 
 
-def _signalled(run: Rehearsal, dice: random.Random, kind: str, signum: int) -> tuple[Ended, float]:
+class Startable(Protocol):
+    """A run that was made undisturbed once, ours or that of a baseline."""
+
+    calls: list[str]
+    seconds: float
+
+    def start(self, fault: Fault | None = None) -> Running:
+        """Start it, or go on with it."""
+
+
+def signalled(run: Startable, dice: random.Random, kind: str, signum: int) -> tuple[Ended, float]:
     """The run as it ended, and the seconds from the last signal to its end."""
     again = dice.randint(1, 25) if kind.startswith("two") else 0
     if "call" in kind:
@@ -57,7 +67,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
             signum = (signal.SIGINT, signal.SIGTERM)[number // len(KINDS) % 2]
             run.reset()
             dice = random.Random(f"{seed} {number}")
-            stopped, seconds = _signalled(run, dice, kind, signum)
+            stopped, seconds = signalled(run, dice, kind, signum)
             ends["stopped" if stopped.code else "finished before"] += 1
             wrong = _wrong(run, stopped, signum, seconds if kind.startswith("two at") else 0.0)
             yield Case(f"{number}: {signum.name}, {kind}", not wrong, wrong, {"seconds": seconds})
@@ -81,4 +91,5 @@ SUITE = Suite(
     cases=cases,
     full=60,
     quick=12,
+    baseline=defined_in("exams.soak.plain_runs", "signals"),
 )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models import SHAPES
 from benchmarks.svg import COLOURS, OURS, PEER, Series, bars, lines
 
 HERE = Path(__file__).resolve().parent
@@ -43,12 +44,17 @@ def slopes(result: Result) -> str:
     """Peak memory over tokens of one sample, both logarithmic."""
     curves = result["curves"].get("whole") or next(iter(result["curves"].values()))
     series = []
-    for number, (name, curve) in enumerate(curves.items()):
+    left = {whose: iter(colours) for whose, colours in COLOURS.items()}
+    for name, curve in curves.items():
         slope = curve["bytes_per_token"]
         words = name if slope is None else f"{name} ({slope / 1024:.0f} KiB)"
         points = [(tokens, peak / 2**20) for tokens, peak in curve["points"] if peak > 0]
-        series.append(Series(words, points, COLOURS[number % len(COLOURS)]))
-    title = f"Peak memory of one step: {result['shape']}, vocabulary {result['vocabulary']:,}"
+        series.append(Series(words, points, next(left[name.startswith("ours")], PEER)))
+    shape = SHAPES[result["shape"]]
+    title = (
+        f"Peak memory of one step: Llama of {shape.layers} layers, {shape.hidden} wide, "
+        f"vocabulary {result['vocabulary']:,}"
+    )
     return lines(
         title, series, "tokens in the step", "MiB (in brackets: per token)", logarithmic=True
     )

@@ -11,7 +11,10 @@ WIDTH, ROW, LABEL, RIGHT = 760, 22, 250, 210
 LEFT_EDGE, RIGHT_EDGE, TOP, BOTTOM = 64, 430, 52, 330
 INK, FAINT = "#1f2933", "#d9dee4"
 OURS, OURS_TOO, PEER = "#1b6ca8", "#57a0d3", "#9aa5b1"
-COLOURS = (OURS, OURS_TOO, "#c05621", "#e0a458", "#52606d", PEER)
+ALMOST = 1e-9
+"""Ends of an axis that are round values count as within it, whatever the rounding."""
+COLOURS = {True: (OURS, OURS_TOO), False: (PEER, "#c05621", "#e0a458", "#52606d")}
+"""Of ours, and of peers, in the order in which they come."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,16 @@ class Axis:
         return self.start + (self.end - self.start) * (here - low) / (high - low)
 
     def ticks(self) -> list[float]:
-        """Five values, evenly spaced on the picture."""
+        """At most six round values: powers of two, or multiples of 1, 2 or 5 times ten to the n."""
         low, high = self._scaled(self.low), self._scaled(self.high)
-        steps = [low + (high - low) * n / 4 for n in range(5)]
-        return [2**step for step in steps] if self.logarithmic else steps
+        if self.logarithmic:
+            step = float(math.ceil((high - low) / 5) or 1)
+        else:
+            ten = 10.0 ** math.floor(math.log10((high - low) / 5))
+            step = next(ten * n for n in (1, 2, 5, 10) if (high - low) / (ten * n) <= 5)
+        first = math.ceil(low / step - ALMOST)
+        steps = [step * n for n in range(first, math.floor(high / step + ALMOST) + 1)]
+        return [2**one for one in steps] if self.logarithmic else steps
 
     def _scaled(self, value: float) -> float:
         return math.log2(value) if self.logarithmic else value
@@ -107,12 +116,14 @@ def lines(
 
 def _axes(x_axis: Axis, y_axis: Axis) -> list[str]:
     frame = f"M{LEFT_EDGE} {TOP}V{BOTTOM}H{RIGHT_EDGE}"
-    parts = [f'<path d="{frame}" fill="none" stroke="{INK}"/>']
-    for x, y in zip(x_axis.ticks(), y_axis.ticks(), strict=True):
+    parts = [
+        f'<path d="{frame}" fill="none" stroke="{INK}"/>',
+        *(text(x_axis.place(x), BOTTOM + 16, _short(x), anchor="middle") for x in x_axis.ticks()),
+    ]
+    for y in y_axis.ticks():
         at = y_axis.place(y)
         parts += [
             f'<path d="M{LEFT_EDGE} {at:.1f}H{RIGHT_EDGE}" stroke="{FAINT}"/>',
-            text(x_axis.place(x), BOTTOM + 16, _short(x), anchor="middle"),
             text(LEFT_EDGE - 6, at + 4, _short(y), anchor="end"),
         ]
     return parts

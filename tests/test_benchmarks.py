@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import sys
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("trl", reason="TRL is one of the contestants")
 
@@ -19,6 +23,7 @@ from benchmarks import bars, batches, convergence, elsewhere, limit, loading, pl
 from benchmarks.contestants import ALL, Field, contestants, trl_step
 from benchmarks.measuring import Seen, measure
 from benchmarks.models import SHAPES, config_of, make_model, write_checkpoint
+from benchmarks.svg import Axis
 from qlora_core.data.collate import collator
 from qlora_core.training.losses import IGNORED, learned_tokens
 
@@ -239,6 +244,19 @@ def test_a_contestant_elsewhere_answers_with_what_it_measured(
     answers = [Seen(**json.loads(s.removeprefix(elsewhere.MARK))) for s in said]
     assert all(seen.wall >= 0 for seen in answers)
     assert elsewhere.absent(CPU) == "Unsloth needs a GPU"
+
+
+@given(st.floats(1e-3, 1e6), st.floats(1.01, 1e5), st.booleans())
+def test_axes_are_marked_at_a_few_round_values_within_them(low, times, logarithmic):
+    axis = Axis.over([low, low * times], 0, 100, logarithmic=logarithmic)
+    ticks = axis.ticks()
+    assert (0 if logarithmic else 2) <= len(ticks) <= 6
+    assert all(-1e-6 <= axis.place(tick) <= 100 + 1e-6 for tick in ticks)
+    if logarithmic:
+        assert all(math.log2(tick).is_integer() for tick in ticks)
+    else:
+        leading = {f"{b - a:.3e}"[0] for a, b in pairwise(ticks)}
+        assert leading <= {"1", "2", "5"}
 
 
 def test_pictures_are_whole_svg() -> None:

@@ -122,3 +122,14 @@ def test_the_memory_plan_is_near_the_measured_peak(tmp_path: Path) -> None:
     measured = run.record["memory"]["measured_peak_bytes"]
     print(f"planned {planned / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB (allocator)")
     assert measured <= planned
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_samples_train_as_padded_ones(tmp_path: Path, dtype: str) -> None:
+    losses = []
+    for plain in (False, True):
+        output = tmp_path / f"plain {plain}"
+        run = train(settings(output, compute_dtype=dtype, plain=plain), progress=Silent())
+        assert run.record["fast_path"]["batches"] == ("padded" if plain else "packed")
+        losses.append([line["loss"] for line in lines(output) if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)

@@ -150,7 +150,7 @@ def test_the_fast_road_is_supposed_where_the_structure_allows_it() -> None:
 
     assert "packed samples, 2 of 2 layers by hand" in road("llama", "cpu")
     assert "packed samples, layers by their own code" in road("gpt_neox", "cpu")
-    assert "label-only head, padded samples, layers by their own code" in road("llama", "cuda")
+    assert "label-only head, packed samples, layers by their own code" in road("llama", "cuda")
     assert "padded samples" in road("bloom", "cpu")  # its decoder takes no positions
 
 
@@ -169,7 +169,7 @@ def test_detect_plans_for_the_device_that_is_asked_for(
     (tmp_path / "config.json").write_text(json.dumps(tiny.family("llama").example))
     command = ["detect", str(tmp_path), "--build", "--device"]
     assert main([*command, "cuda"]) == 0
-    assert "label-only head, padded samples" in capsys.readouterr().out
+    assert "label-only head, packed samples" in capsys.readouterr().out
     assert main([*command, "cpu"]) == 0
     assert "2 of 2 layers by hand" in capsys.readouterr().out
     assert main([*command, "abacus"]) == 2

@@ -164,3 +164,33 @@ def test_a_decoder_that_mixes_samples_is_caught(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Unfit, match="see each other"):
         packing.prepare(model.get_base_model(), parts, nullcontext)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "falcon"])
+def test_on_a_gpu_samples_are_packed_by_the_same_probe_and_layers_stay_their_own(
+    name: str, tmp_path: Path
+) -> None:
+    """The choice alone: that the device is one is said here, and the computing is the CPU's."""
+    model = build(name)
+    run = Run(tmp_path, new_record())
+    road = choose_road(run, model, Precision(torch.device("cuda")), plain=False)
+    taken = run.record["fast_path"]
+    assert road.packed == (name != "falcon") == (taken["batches"] == "packed")
+    assert road.fast is None
+    assert taken["layers"] == "own"
+    assert "linears" not in taken
+    torch.testing.assert_close(
+        road.loss(model, batch()), summed_loss(model, batch()), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_where_samples_begin_is_asked_of_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("mistral")
+    packing.prepare(model.get_base_model(), find_head(model, nullcontext), nullcontext)
+    inputs = packing.packed_inputs(batch()["input_ids"], batch()["attention_mask"])
+    bounds = inputs["cu_seq_lens_q"]
+    assert packing.bounds_of(bounds) == bounds.tolist() == packing.bounds_of(bounds.clone())
+    read = []
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(tensor) or [])
+    packing.bounds_of(bounds)
+    assert not read

@@ -26,7 +26,7 @@ from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
 from qlora_core.kernels.layer import Keep, Layer, Row
 from qlora_core.kernels.layer_probe import prove, read_layer, signature
 from qlora_core.kernels.linears import resident
-from qlora_core.kernels.packing import CLOSE, packed_states, two_samples
+from qlora_core.kernels.packing import CLOSE, bounds_of, packed_states, two_samples
 from qlora_core.kernels.row_mask import RowMask, answering
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -220,7 +220,7 @@ def _suits(x: Tensor, layer: Layer) -> bool:
 def _row(named: dict[str, Any]) -> Row:
     """The packed row that a decoder describes by what it passes to its layers."""
     cos, sin = (part[0, :, None] for part in named["position_embeddings"])
-    bounds = named["cu_seq_lens_q"].tolist()
+    bounds = bounds_of(named["cu_seq_lens_q"])
     return Row(segments(named.get("attention_mask"), bounds), cos, sin)
 
 

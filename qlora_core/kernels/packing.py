@@ -13,11 +13,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -40,16 +41,28 @@ def packed_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
     take samples of several lengths; layers that do not know them ignore them.
     """
     real = attention_mask.bool()
-    lengths = real.sum(dim=1)
+    lengths: list[int] = real.sum(dim=1).tolist()
     places = torch.arange(real.shape[1], device=real.device).expand_as(real)
-    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    longest = int(lengths.max())
+    ends = [0, *accumulate(lengths)]
+    bounds = torch.tensor(ends, dtype=torch.int32, device=real.device)
+    _bounds[bounds] = ends
+    longest = max(lengths)
     return {
         "input_ids": input_ids[real][None],
         "position_ids": places[real][None],
         "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds,
         "max_length_q": longest, "max_length_k": longest,
     }  # fmt: skip
+
+
+_bounds: Any = WeakTensorKeyDictionary()
+"""What ``packed_inputs`` wrote into tensors: asking a GPU for it in every layer would stop it."""
+
+
+def bounds_of(tensor: Tensor) -> list[int]:
+    """The starts of a row's samples and its end, out of the tensor of ``packed_inputs``."""
+    known: list[int] | None = _bounds.get(tensor)
+    return tensor.tolist() if known is None else known
 
 
 def packed_states(
@@ -85,7 +98,7 @@ def segment_attention(
         whole = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return whole
     parts = []
-    for first, last in pairwise(bounds.tolist()):
+    for first, last in pairwise(bounds_of(bounds)):
         own = slice(first, last)
         mask = None if attention_mask is None else _own_part(attention_mask, first, last)
         states = (tensor[:, :, own] for tensor in (query, key, value))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class RowMask:
 
     rule: Rule
     device: torch.device
+    _known: dict[tuple[int, int], bool] = field(default_factory=dict)
+    """Answers of ``sees_all_before``: every layer asks, and asking a GPU stops it."""
 
     def part(self, queries: slice, keys: slice) -> Tensor:
         """(queries, keys) by places in the row, as bool: True where the key is seen."""
@@ -49,7 +51,11 @@ class RowMask:
 
     def sees_all_before(self, query: int, first: int) -> bool:
         """Whether a token sees itself and all from ``first`` on: no window ends before it."""
-        return bool(self.part(slice(query, query + 1), slice(first, query + 1)).all())
+        asked = query, first
+        if asked not in self._known:
+            seen = self.part(slice(query, query + 1), slice(first, query + 1))
+            self._known[asked] = bool(seen.all())
+        return self._known[asked]
 
 
 @contextmanager

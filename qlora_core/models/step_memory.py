@@ -69,9 +69,9 @@ PLAIN = Way()
 
 
 def fast_way(device: str) -> Way:
-    """What a run on ``device`` takes unless a probe refuses: all on CPUs, else the head alone."""
+    """What a run on ``device`` takes unless a probe refuses: all on CPUs, else head and packing."""
     on_cpu = device == "cpu"
-    return Way(label_only=True, packed=on_cpu, by_hand=on_cpu, fused=on_cpu)
+    return Way(label_only=True, packed=True, by_hand=on_cpu, fused=on_cpu)
 
 
 class LayerMemory(Protocol):

@@ -46,8 +46,8 @@ def choose_road(run: Run, model: Any, precision: Precision, *, plain: bool) -> R
     """Label-only head, packed samples, layers by hand, as far as each equals the model's own.
 
     Measured now and recorded in ``run.record["fast_path"]``; where the model does not allow a
-    part, a notice says why. ``plain`` asks for the model's own forward. Samples are packed, and
-    layers computed by hand, on CPUs only.
+    part, a notice says why. ``plain`` asks for the model's own forward. Layers are computed by
+    hand, and linear layers fused, on CPUs only.
     """
     taken = run.record["fast_path"] = {"head": "plain", "batches": "padded", "layers": "own"}
     if plain:
@@ -58,12 +58,11 @@ def choose_road(run: Run, model: Any, precision: Precision, *, plain: bool) -> R
         _note(run, "plain-head", "logits are computed by the model's own forward", reason)
         return Road(summed_loss)
     taken["head"] = "label-only"
-    if precision.device.type != "cpu":
-        return Road(label_only_loss(parts))
     packed, fast = _pack(run, model, parts, precision), None
-    if packed:
-        fast = _layers(run, model, parts, precision)
-    _linears(run, model, parts, precision, but=fast.layers if fast else ())
+    if precision.device.type == "cpu":
+        if packed:
+            fast = _layers(run, model, parts, precision)
+        _linears(run, model, parts, precision, but=fast.layers if fast else ())
     return Road(packed_loss(parts) if packed else label_only_loss(parts), packed, fast)
 
 

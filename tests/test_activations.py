@@ -12,7 +12,7 @@ from test_fast_layers import FITTING, build, by_hand
 
 from qlora_core.kernels.attention import plain_segments
 from qlora_core.kernels.fast_layers import FastLayers
-from qlora_core.kernels.layer import Keep, Row
+from qlora_core.kernels.layer_state import Keep, Row
 from qlora_core.models.memory import plan_memory
 from qlora_core.models.memory_plan import ACTIVATIONS
 from qlora_core.models.step_memory import fast_way

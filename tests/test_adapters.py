@@ -14,7 +14,7 @@ from torch import nn
 
 from qlora_core import attach, detect, lora_config
 from qlora_core.errors import BadInput, CheckFailed
-from qlora_core.models.adapters import adapter_report, check_gradients, verify
+from qlora_core.models.adapter_checks import adapter_report, check_gradients, verify
 from qlora_core.models.loader import load_model
 from qlora_core.models.peft_names import rewritten_names
 from qlora_core.models.selection import select_layers

@@ -10,7 +10,7 @@ import pytest
 from qlora_core import LoraTargets, PromptFormat, TokenizerPolicy
 from qlora_core.registry.detect import installed
 from qlora_core.testing import ArchitectureContract
-from qlora_core.testing.contract import Case
+from qlora_core.testing.cases import Case
 
 
 def fails(promise: str, name: str, **changes: Any) -> str:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import qlora_core
 from qlora_core.cli.snippets import snippet
-from qlora_core.models.adapters import adapter_report
+from qlora_core.models.adapter_checks import adapter_report
 
 ROOT = Path(__file__).resolve().parents[1]
 

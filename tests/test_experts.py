@@ -22,7 +22,8 @@ from exams.sweep import experts, zoo
 from qlora_core.errors import BadInput, TrainingStopped
 from qlora_core.kernels import nf4
 from qlora_core.kernels.experts import ExpertStack
-from qlora_core.models.adapters import adapter_report, attach, check_gradients, lora_config
+from qlora_core.models.adapter_checks import adapter_report, check_gradients
+from qlora_core.models.adapters import attach, lora_config
 from qlora_core.models.expert_adapters import expert_layers
 from qlora_core.models.loader import load_model
 from qlora_core.models.merge import merge

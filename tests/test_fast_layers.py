@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qlora_core.kernels import fast_layers, packing
 from qlora_core.kernels.fast_layers import FastLayers
 from qlora_core.kernels.head_probe import Unfit, find_head
-from qlora_core.kernels.layer import Keep
+from qlora_core.kernels.layer_state import Keep
 from qlora_core.models.adapters import attach, enable_checkpointing
 from qlora_core.models.loader import load_model
 from qlora_core.models.skeleton import build_skeleton

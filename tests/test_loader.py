@@ -23,7 +23,7 @@ from qlora_core.errors import BadInput, CheckFailed
 from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models import checkpoint
 from qlora_core.models.loader import LoadedModel, load_model
-from qlora_core.models.quantization import Share
+from qlora_core.models.quantization_report import Share
 
 ENDS = ("embeddings", "head")
 FAMILIES = ["llama", "falcon", "gpt2", "mixtral"]

@@ -11,10 +11,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_core.errors import CheckFailed, TrainingStopped
-from qlora_core.models.adapters import check_gradients
+from qlora_core.models.adapter_checks import check_gradients
 from qlora_core.models.skeleton import build_skeleton
 from qlora_core.registry.detect import installed
-from qlora_core.testing.contract import require_class
+from qlora_core.testing.cases import require_class
 from qlora_core.training.batches import Batches, Group
 from qlora_core.training.evaluate import evaluate
 from qlora_core.training.loop import Loop, accumulate

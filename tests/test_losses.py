@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_core.models.skeleton import build_skeleton
-from qlora_core.testing.contract import require_class
+from qlora_core.testing.cases import require_class
 from qlora_core.training.losses import Batch, summed_loss
 
 SMALL = {

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from exams.suite import Case, Outcome
 from exams.sweep import nf4, zoo
 from qlora_core import attach
-from qlora_core.models.adapters import adapter_report
+from qlora_core.models.adapter_checks import adapter_report
 from qlora_core.models.peft_keys import load_tensors, spell
 from qlora_core.models.trained import put_on, read_adapter
 from qlora_core.training import checkpoints

@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from exams.sweep import nf4, plain_peft, zoo
 from exams.sweep.detection import described_by_nobody
 from qlora_core import LoraTargets, attach, detect, lora_config
-from qlora_core.models.adapters import check_gradients
+from qlora_core.models.adapter_checks import check_gradients
 from qlora_core.models.peft_names import rewritten_names
 from qlora_core.registry.detect import installed
 from qlora_core.registry.detection import Fit

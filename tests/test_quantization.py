@@ -15,15 +15,14 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from qlora_core.errors import CheckFailed
 from qlora_core.models.loader import load_model
 from qlora_core.models.quantization import (
-    Share,
     computes_linear,
     convertible,
-    count_quantized,
     is_within,
     kept_paths,
     library_skips,
     quantization_config,
 )
+from qlora_core.models.quantization_report import Share, count_quantized
 from qlora_core.models.skeleton import build_skeleton
 from qlora_core.registry.detect import detect
 

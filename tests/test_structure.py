@@ -23,7 +23,7 @@ from qlora_core.models.names import hits, shortest_suffixes
 from qlora_core.models.parts import Structure, below
 from qlora_core.models.roles import cast_weights, raw_weights
 from qlora_core.registry.detect import installed
-from qlora_core.testing.contract import require_class
+from qlora_core.testing.cases import require_class
 
 FAMILIES = list(installed().architectures.values())
 

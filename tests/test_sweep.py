@@ -12,7 +12,7 @@ from exams.sweep.judge import judge
 from qlora_core import detect
 from qlora_core.registry.detect import installed
 from qlora_core.registry.detection import Fit
-from qlora_core.testing.contract import require_class
+from qlora_core.testing.cases import require_class
 
 
 def example(name: str) -> zoo.Config:

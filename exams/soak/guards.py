@@ -72,7 +72,7 @@ GUARDS: tuple[Guard, ...] = (
           ("tests/test_registry.py::"
            "test_a_family_name_that_is_taken_sets_the_second_plugin_aside_whole",)),
     # loading
-    Guard("layers left in 16 bits", "qlora_core/models/quantization.py",
+    Guard("layers left in 16 bits", "qlora_core/models/quantization_report.py",
           "if self.method is not None and self.missed:", "if False:",
           (LOADER + "test_left_out_layers_stop_the_load",)),
     Guard("an index that names files elsewhere", "qlora_core/models/checkpoint.py",
@@ -88,11 +88,11 @@ GUARDS: tuple[Guard, ...] = (
           "support_avx512bf16_for_cpu = False", "support_avx512bf16_for_cpu = True",
           (LOADER + "test_evaluation_does_not_repack_4_bit_weights",)),
     # adapters
-    Guard("layers that PEFT did not wrap", "qlora_core/models/adapters.py",
+    Guard("layers that PEFT did not wrap", "qlora_core/models/adapter_checks.py",
           "missing, extra = set(selection.modules) - found, found - set(selection.modules)",
           "missing, extra = set[str](), set[str]()",
           (ADAPTERS + "test_verification_notices_what_peft_wrapped_otherwise",)),
-    Guard("adapters without a gradient", "qlora_core/models/adapters.py",
+    Guard("adapters without a gradient", "qlora_core/models/adapter_checks.py",
           '                dead.append(_base_path(path.partition(".lora_B")[0]))',
           "                pass",
           (ADAPTERS + "test_an_adapter_without_a_gradient_is_named",

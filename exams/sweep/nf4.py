@@ -25,7 +25,8 @@ from exams.sweep.share import LEAST, full_size, listed
 from qlora_core import Architecture, analyse
 from qlora_core.errors import BadInput
 from qlora_core.kernels.experts import ExpertStack
-from qlora_core.models.adapters import attach, check_gradients
+from qlora_core.models.adapter_checks import check_gradients
+from qlora_core.models.adapters import attach
 from qlora_core.models.loader import LoadedModel, load_model
 from qlora_core.models.merge import merge
 from qlora_core.models.quantization import float32_names, is_within

@@ -143,7 +143,7 @@ def _coverage_rows(detection: Detection) -> list[tuple[str, str]]:
     coverage, trainable = detection.coverage, detection.trainable_parameters
     if coverage is None or trainable is None:
         return []
-    from qlora_core.models.quantization import binary_size
+    from qlora_core.models.quantization_report import binary_size
 
     weights, layers = coverage["weights"], coverage["layers"]
     reach = f"{weights:.1%} of the decoder's weights, {layers:.0%} of its layers"

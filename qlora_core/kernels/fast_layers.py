@@ -23,8 +23,9 @@ from qlora_core.kernels.dequantize import Workspace
 from qlora_core.kernels.elementwise import Elementwise
 from qlora_core.kernels.head import Head
 from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
-from qlora_core.kernels.layer import Keep, Layer, Row
+from qlora_core.kernels.layer import Layer
 from qlora_core.kernels.layer_probe import prove, read_layer, signature
+from qlora_core.kernels.layer_state import Keep, Row
 from qlora_core.kernels.linears import resident
 from qlora_core.kernels.packing import CLOSE, bounds_of, packed_states, two_samples
 from qlora_core.kernels.row_mask import RowMask, answering

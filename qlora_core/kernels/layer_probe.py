@@ -22,7 +22,8 @@ from qlora_core.kernels.attention import Attention
 from qlora_core.kernels.dequantize import Workspace
 from qlora_core.kernels.elementwise import Elementwise, Function
 from qlora_core.kernels.head_probe import Unfit
-from qlora_core.kernels.layer import Layer, Norm, Row
+from qlora_core.kernels.layer import Layer
+from qlora_core.kernels.layer_state import Norm, Row
 from qlora_core.kernels.linears import Group, Weights, resident
 
 TOLERANCE = 1e-3

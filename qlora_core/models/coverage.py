@@ -14,7 +14,7 @@ from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import ROLES, Architecture
 from qlora_core.models.names import hits
 from qlora_core.models.parts import ExpertStack, LinearLayer, Structure, below
-from qlora_core.models.quantization import MISSED, ON_ACCESS, STACKS, count_quantized
+from qlora_core.models.quantization_report import MISSED, ON_ACCESS, STACKS, count_quantized
 from qlora_core.models.roles import ADAPTABLE, NEVER
 from qlora_core.models.skeleton import build_skeleton, register_classes, too_old_for
 from qlora_core.models.structure import analyse

@@ -26,7 +26,8 @@ from qlora_core.models.checkpoint import (
     require_whole_weights,
 )
 from qlora_core.models.devices import choose_compute_dtype, choose_device
-from qlora_core.models.quantization import QuantizationReport, count_quantized, family_skips
+from qlora_core.models.quantization import family_skips
+from qlora_core.models.quantization_report import QuantizationReport, count_quantized
 from qlora_core.models.quantizer import QloraConfig, prepare_for_training
 from qlora_core.models.remote_code import Trust, how_to_allow, require_trusted
 from qlora_core.models.skeleton import completed, own_part, register_classes

@@ -29,13 +29,8 @@ from qlora_core.models.memory_plan import (
     MemoryPlan,
 )
 from qlora_core.models.names import heads
-from qlora_core.models.quantization import (
-    convertible,
-    family_skips,
-    is_within,
-    library_skips,
-    parameters_once,
-)
+from qlora_core.models.quantization import convertible, family_skips, is_within, library_skips
+from qlora_core.models.quantization_report import parameters_once
 from qlora_core.models.selection import Selection, ends_with, select_layers
 from qlora_core.models.skeleton import build_skeleton
 from qlora_core.models.step_memory import (

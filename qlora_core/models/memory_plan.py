@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_core.models.quantization import binary_size
+from qlora_core.models.quantization_report import binary_size
 
 FOUR_BIT = "base weights in 4 bits"
 REST = "base weights in 16 bits"

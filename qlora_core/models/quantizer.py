@@ -29,13 +29,13 @@ from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.expert_loading import Parts, carrying, in_parts, unpacking
 from qlora_core.models.names import hits
 from qlora_core.models.on_access import dequantize_on_access
-from qlora_core.models.quantization import (
+from qlora_core.models.quantization import (  # fmt: skip
     convertible,
     float32_names,
     is_within,
     kept_paths,
     library_skips,
-)  # fmt: skip
+)
 
 METHOD = "qlora_core_4bit"
 

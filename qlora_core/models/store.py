@@ -23,7 +23,7 @@ from qlora_core.models.expert_loading import stored
 from qlora_core.models.loader import LoadedModel, load_model
 from qlora_core.models.output import new_folder
 from qlora_core.models.probes import Reading, probe_ids, read_probes
-from qlora_core.models.quantization import binary_size, parameters_once, quant_state
+from qlora_core.models.quantization_report import binary_size, parameters_once, quant_state
 from qlora_core.models.skeleton import build_skeleton
 
 

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import pytest
 import torch
-import transformers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import ROLES, Architecture
-from qlora_core.models.adapters import attach, check_gradients
+from qlora_core.models.adapter_checks import check_gradients
+from qlora_core.models.adapters import attach
 from qlora_core.models.loader import load_model
 from qlora_core.models.names import hits
-from qlora_core.models.parts import Structure, below
+from qlora_core.models.parts import below
 from qlora_core.models.skeleton import (
     build_skeleton,
-    installed_release,
-    register_classes,
-    too_old_for,
 )
-from qlora_core.models.structure import analyse
-from qlora_core.registry.detect import detect, installed
+from qlora_core.registry.detect import detect
 from qlora_core.registry.detection import Fit
-from qlora_core.registry.manager import PluginRecord
+from qlora_core.testing.cases import Case, cases_of, marked, records_of, require_class, structure_of
 from qlora_core.training.losses import summed_loss
 
-OURS = "qlora-core"
-NEWEST_TRANSFORMERS = (5, 23)
-"""The newest supported release: our families describe the types that it knows."""
 CONVERSATION = (
     {"role": "system", "content": "Be <brief>."},
     {"role": "user", "content": "What is 2 + 2?"},
@@ -45,18 +35,6 @@ CONVERSATION = (
 """Two turns, with a system text and characters that templates may trip over."""
 _LARGEST_EXAMPLE = 5_000_000
 _SPECIAL = {"bos": "<first>", "eos": "<last>"}
-
-
-class Case(NamedTuple):
-    """One family, built as one of the model types that it claims."""
-
-    family: Architecture
-    model_type: str
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The family's example, as this model type."""
-        return {**self.family.example, "model_type": self.model_type}
 
 
 class ArchitectureContract:
@@ -75,12 +53,12 @@ class ArchitectureContract:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Pytest's hook: one case per family and model type."""
         if "case" in metafunc.fixturenames:
-            found = list(_cases(self.plugin))
-            metafunc.parametrize("case", [_marked(case, self.plugin) for case in found])
+            found = list(cases_of(self.plugin))
+            metafunc.parametrize("case", [marked(case, self.plugin) for case in found])
 
     def test_the_plugin_is_installed_and_active(self) -> None:
         """It must be found by its entry point, import, and register."""
-        records = _records(self.plugin)
+        records = records_of(self.plugin)
         assert records, (
             f"no entry point of the group qlora_core is called {self.plugin!r}: "
             "install the package (again, after a new entry point)"
@@ -98,7 +76,7 @@ class ArchitectureContract:
 
     def test_its_example_is_small(self, case: Case) -> None:
         """The example must build, and be small enough to train on a CPU in a second."""
-        size = _structure(case).parameters
+        size = structure_of(case).parameters
         assert 0 < size <= _LARGEST_EXAMPLE, (
             f"the example has {size:,} parameters: shrink its vocabulary and widths"
         )
@@ -109,7 +87,7 @@ class ArchitectureContract:
 
     def test_every_target_is_a_linear_layer_of_a_decoder_layer(self, case: Case) -> None:
         """A name that hits nothing, or something else, is silently dropped or fails in PEFT."""
-        structure, targets = _structure(case), case.family.targets
+        structure, targets = structure_of(case), case.family.targets
         linears = {x.path: x.layer for x in structure.linears}
         for role in ("attention", "mlp", "recurrent"):
             for name in getattr(targets, role):
@@ -120,7 +98,7 @@ class ArchitectureContract:
 
     def test_no_linear_layer_is_forgotten(self, case: Case) -> None:
         """Layers without an adapter cannot learn; state on purpose which those are, and why."""
-        structure, targets = _structure(case), case.family.targets
+        structure, targets = structure_of(case), case.family.targets
         named = (*_named(case.family), *targets.never)
         reached = structure.reached(named, targets.outside)
         reached |= {path for path in structure.modules if below(path, tuple(targets.never))}
@@ -129,7 +107,7 @@ class ArchitectureContract:
 
     def test_head_embeddings_routers_and_towers_carry_no_adapter(self, case: Case) -> None:
         """Such adapters are as large as the vocabulary, unbalance experts, or never learn."""
-        structure, targets = _structure(case), case.family.targets
+        structure, targets = structure_of(case), case.family.targets
         reached = structure.reached(_named(case.family), targets.outside)
         allowed = {x.path for x in structure.adaptable()}
         wrong = sorted(reached - allowed)
@@ -137,7 +115,7 @@ class ArchitectureContract:
 
     def test_experts_are_parameters_that_exist(self, case: Case) -> None:
         """Expert stacks must be named exactly: they are what is quantized and adapted."""
-        structure = _structure(case)
+        structure = structure_of(case)
         stacks = {stack.path for stack in structure.experts}
         stated = hits(stacks, case.family.targets.experts)
         assert stated == stacks, f"state in `experts`: {sorted(structure.targets().experts)}"
@@ -146,7 +124,7 @@ class ArchitectureContract:
 
     def test_all_other_names_exist_too(self, case: Case) -> None:
         """A misspelt name in `never`, `outside` or `keep_unquantized` protects nothing."""
-        modules, targets = _structure(case).modules, case.family.targets
+        modules, targets = structure_of(case).modules, case.family.targets
         for name in (*targets.never, *targets.keep_unquantized):
             assert hits(modules, [name]), f"no module is called {name!r}"
         for name in targets.outside:
@@ -155,13 +133,13 @@ class ArchitectureContract:
     def test_what_breaks_in_4_bits_stays_unquantized(self, case: Case) -> None:
         """Weights that are used without calling their layer fail, or corrupt, when packed."""
         kept = tuple(case.family.targets.keep_unquantized)
-        risky = {x.path: x.keep for x in _structure(case).linears if x.keep}
+        risky = {x.path: x.keep for x in structure_of(case).linears if x.keep}
         missing = sorted(set(risky) - hits(risky, kept))
         assert not missing, f"add to keep_unquantized: {missing[:4]} ({risky[missing[0]]})"
 
     def test_its_layout_is_where_the_parts_are(self, case: Case) -> None:
         """Paths of decoder layers, final norm, embeddings and head."""
-        stated, found = case.family.layout, _structure(case).layout()
+        stated, found = case.family.layout, structure_of(case).layout()
         for part in ("layers", "final_norm", "embeddings"):
             assert getattr(stated, part) == getattr(found, part), (
                 f"layout.{part} is {getattr(found, part)!r}"
@@ -206,7 +184,7 @@ class ArchitectureContract:
         loaded = load_model(tmp_path, compute_dtype=torch.float32, device="cpu")
         loaded.quantization.require_complete()
         kept = tuple(case.family.targets.keep_unquantized)
-        layers = [x.path for x in _structure(case).adaptable() if not below(x.path, kept)]
+        layers = [x.path for x in structure_of(case).adaptable() if not below(x.path, kept)]
         owed = len({id(loaded.model.get_submodule(path).weight) for path in layers})  # shared once
         packed = loaded.quantization.quantized.tensors
         assert packed >= owed, f"{packed} tensors are 4-bit, {owed} layers should be: report this"
@@ -218,65 +196,6 @@ class ArchitectureContract:
         loss.backward()
         assert torch.isfinite(loss), "the example's loss is not finite"
         check_gradients(model)
-
-
-def _records(plugin: str) -> list[PluginRecord]:
-    if plugin == "*":
-        return [record for record in installed().records if record.source == OURS]
-    return [record for record in installed().records if record.name == plugin]
-
-
-def _cases(plugin: str) -> Iterator[Case]:
-    """Every family as each of its types that can be built; its example's own always."""
-    for record in _records(plugin):
-        for name in record.provides:
-            family = installed().architectures[name]
-            register_classes(family)
-            own = str(family.example.get("model_type"))
-            known = [kind for kind in family.model_types if kind in CONFIG_MAPPING]
-            yield from (Case(family, kind) for kind in dict.fromkeys((own, *known)))
-
-
-def _marked(case: Case, plugin: str) -> Any:
-    name = f"{case.family.name}-{case.model_type}"
-    more = plugin == "*" and case.model_type != case.family.example.get("model_type")
-    return pytest.param(case, id=name, marks=[pytest.mark.slow] if more else [])
-
-
-def require_class(family: Architecture, model_type: str) -> None:
-    """Skip, visibly, where there is no class to examine, or another than the facts describe.
-
-    It may come with the checkpoints, whose code is never run here, or with a transformers
-    that is newer than the installed one; on the newest supported one every type must be known.
-    """
-    if too_old_for(family):
-        pytest.skip(f"{family.name} is described as of transformers {family.since}")
-    if family.not_built and not _builds({**family.example, "model_type": model_type}):
-        pytest.skip(f"{model_type} cannot be built here: {family.not_built}")
-    if model_type in CONFIG_MAPPING:
-        return
-    if family.example.get("auto_map"):
-        pytest.skip(f"the class of {model_type} comes with its checkpoints (auto_map)")
-    if installed_release() < NEWEST_TRANSFORMERS:
-        pytest.skip(f"transformers {transformers.__version__} does not know {model_type} yet")
-
-
-def _builds(config: Mapping[str, Any]) -> bool:
-    try:
-        return bool(build_skeleton(config))
-    except BadInput:
-        return False
-
-
-def _structure(case: Case) -> Structure:
-    require_class(case.family, case.model_type)
-    return _analysed(case.family.name, case.model_type)
-
-
-@cache
-def _analysed(family: str, model_type: str) -> Structure:
-    example = installed().architectures[family].example
-    return analyse(build_skeleton({**example, "model_type": model_type}))
 
 
 def _named(family: Architecture) -> tuple[str, ...]:

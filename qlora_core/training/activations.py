@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from qlora_core.kernels.fast_layers import FastLayers
-from qlora_core.kernels.layer import Keep
+from qlora_core.kernels.layer_state import Keep
 from qlora_core.models.memory_plan import ACTIVATIONS
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from qlora_core.data.collate import Batch, collator, padding_of
 from qlora_core.data.prepare import PreparedData, prepare_data
 from qlora_core.data.tokenizer import load_tokenizer
 from qlora_core.errors import BadInput
-from qlora_core.models.adapters import attach, check_gradients, enable_checkpointing
+from qlora_core.models.adapter_checks import check_gradients
+from qlora_core.models.adapters import attach, enable_checkpointing
 from qlora_core.models.coverage import with_structure
 from qlora_core.models.devices import choose_compute_dtype, choose_device, memory_of, parse_dtype
 from qlora_core.models.loader import LoadedModel, load_model

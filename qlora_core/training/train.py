@@ -16,7 +16,8 @@ from peft import PeftModel
 from qlora_core.data.formats import template_report
 from qlora_core.data.template import clock
 from qlora_core.errors import TrainingStopped
-from qlora_core.models.adapters import adapter_report, enable_checkpointing
+from qlora_core.models.adapter_checks import adapter_report
+from qlora_core.models.adapters import enable_checkpointing
 from qlora_core.models.loader import LoadedModel
 from qlora_core.models.memory_plan import OPTIMIZER, MemoryPlan
 from qlora_core.models.peak_memory import explain_out_of_memory, is_out_of_memory

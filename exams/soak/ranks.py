@@ -8,103 +8,27 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from accelerate import PartialState
 from safetensors.torch import load_file
 
 from exams.soak import numeric, small
 from exams.soak.resume import Death
+from exams.soak.together import PATIENCE, Ended, free_port, together
 from exams.suite import Case, Suite
-from qlora_core.errors import BadInput, QloraError
+from qlora_core.errors import BadInput
 from qlora_core.training.processes import SHARDED as VARIABLES
 from qlora_core.training.schema import TrainSettings
 
 SHARDED = tuple(VARIABLES)
 CLOSE = 1e-5
 """Relative: losses of two processes and of one, in float32, after eight steps of AdamW."""
-PATIENCE = 120
-"""Seconds for two processes to end."""
 Check = tuple[bool, str]
-Prepare = Callable[[int], Sequence[object]]
-"""Called in each process with its rank: changes the world, and returns observers."""
-
-
-class Ended(NamedTuple):
-    """How one process ended."""
-
-    code: int
-    words: str
-
-
-def nothing(rank: int) -> Sequence[object]:  # noqa: ARG001
-    """No observers."""
-    return ()
-
-
-def together(settings: TrainSettings, prepare: Prepare = nothing, count: int = 2) -> list[Ended]:
-    """Train in ``count`` processes over gloo, forked from this one."""
-    port = _free_port()
-    children = {}
-    for rank in range(count):
-        log = Path(settings.output).with_name(f"rank {rank}.log")
-        child = os.fork()
-        if not child:
-            _become(rank, count, port, log)
-            os._exit(_train(settings, prepare, rank))
-        children[child] = log
-    deadline = time.monotonic() + PATIENCE
-    ended = []
-    for child, log in children.items():
-        code = _wait(child, deadline)
-        ended.append(Ended(code, log.read_text(errors="replace")[-2000:]))
-    return ended
-
-
-def _become(rank: int, count: int, port: int, log: Path) -> None:
-    """Make this child the process ``rank`` that a launcher would have started."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    PartialState._reset_state()
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
-             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-    os.environ |= {name: str(value) for name, value in names.items()}
-
-
-def _train(settings: TrainSettings, prepare: Prepare, rank: int) -> int:
-    try:
-        small.run(settings, *prepare(rank))
-    except QloraError as error:
-        print(error, file=sys.stderr, flush=True)
-        return error.exit_code
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
-
-
-def _wait(child: int, deadline: float) -> int:
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return -signal.SIGKILL
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Ranks:
@@ -241,7 +165,7 @@ class Ranks:
             sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
             "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
             "--dynamo_backend", "no",
-            "--num_cpu_threads_per_process", "1", "--main_process_port", str(_free_port()),
+            "--num_cpu_threads_per_process", "1", "--main_process_port", str(free_port()),
             "-m", "qlora_core.cli.main", "train", *flags,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)

@@ -16,8 +16,7 @@ from typing import Any
 
 from exams.results import ROOT
 from exams.soak.bad_files import AROUND, CHAT, FAULTS, FILES, GOOD, ROWS, jsonl
-from exams.soak.plain_files import plain_files, plain_rows
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.data.prepare import prepare_data
 from qlora_core.data.problems import Problems
 from qlora_core.data.rows import collect_rows
@@ -189,12 +188,13 @@ def mutations(count: int, seed: int) -> Iterator[Case]:
             draw = random.Random(f"{seed}:{number}")
             kind = ("jsonl", "json", "csv")[number % 3]
             path = Path(place) / f"train.{kind}"
-            path.write_bytes(_mutated(_sound(kind, draw), draw))
+            path.write_bytes(mutated(sound_rows(kind, draw), draw))
             fault = _accounted(path, tokenizer) or (_lines(path) if kind == "jsonl" else "")
             yield Case(f"{kind} {number}", not fault, fault)
 
 
-def _sound(kind: str, draw: random.Random) -> bytes:
+def sound_rows(kind: str, draw: random.Random) -> bytes:
+    """A file of two to twelve good rows: ``jsonl``, ``json`` or ``csv``."""
     texts = [f"{draw.choice(('a', 'é', '東', ' b', '<s>'))}{n}" for n in range(draw.randint(2, 12))]
     made = [{"question": f"q{text}", "answer": text} for text in texts]
     if kind == "jsonl":
@@ -205,7 +205,8 @@ def _sound(kind: str, draw: random.Random) -> bytes:
     return "\n".join(["question,answer", *lines, ""]).encode()
 
 
-def _mutated(content: bytes, draw: random.Random) -> bytes:
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """The file with one to five of its places changed, lost or repeated."""
     for _ in range(draw.randint(1, 5)):
         at, size = draw.randrange(len(content) + 1), draw.randint(1, 15)
         new = draw.choice(
@@ -242,13 +243,15 @@ def _lines(path: Path) -> str:
     lines = {n: line for n, line in filled if line.strip(b" \t\r\n")}
     problems = Problems()
     kept = {row.line for row in collect_rows(path, problems).rows}
-    bad = {n for n, line in lines.items() if not _is_row(line)}
+    bad = {n for n, line in lines.items() if not is_row(line)}
     if kept != lines.keys() - bad or {problem.line for problem in problems.first} != bad:
         return f"kept {sorted(kept)}, of {sorted(lines)} are bad {sorted(bad)}"
     return ""
 
 
-def _is_row(line: bytes) -> bool:
+def is_row(line: bytes) -> bool:
+    """Whether a line is one sound JSON object."""
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if max(Counter(key for key, _ in pairs).values(), default=1) > 1:
             raise ValueError("a key twice")
@@ -264,14 +267,14 @@ def _is_row(line: bytes) -> bool:
 
 FILES_SUITE = Suite(
     "bad-files", "every faulty file or line is refused with file, line and reason, the rest kept",
-    files, full=ALL_FILES, quick=ALL_FILES - 1, baseline=plain_files,
-    alone="measures a speed",
+    files, full=ALL_FILES, quick=ALL_FILES - 1, alone="measures a speed",
+    baseline=defined_in("exams.soak.plain_files", "files"),
 )  # fmt: skip
 ROWS_SUITE = Suite(
     "bad-rows", "every bad row is refused or dropped with file, line and reason; sums are right",
-    rows, full=ALL_ROWS, quick=180, baseline=plain_rows,
+    rows, full=ALL_ROWS, quick=180, baseline=defined_in("exams.soak.plain_files", "rows"),
 )  # fmt: skip
 MUTATED_SUITE = Suite(
     "mutated-files", "rows in = kept + refused + dropped, whatever became of the file",
-    mutations, full=2_000, quick=300,
+    mutations, full=2_000, quick=300, baseline=defined_in("exams.soak.plain_files", "mutations"),
 )  # fmt: skip

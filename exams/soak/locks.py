@@ -156,4 +156,5 @@ FOREIGN_SUITE = Suite(
     cases=foreign,
     full=len(FOREIGN),
     quick=len(FOREIGN),
+    baseline=defined_in("exams.soak.plain_runs", "foreign"),
 )

@@ -58,9 +58,9 @@ class Plain:
         """An empty folder."""
         empty(self.stage.folder)
 
-    def start(self, fault: Fault | None = None) -> Running:
-        """The script, forked."""
-        return self.stage.fork(lambda _: self._train(), fault)
+    def start(self, fault: Fault | None = None, **changes: Any) -> Running:
+        """The script, forked, with these of its arguments changed."""
+        return self.stage.fork(lambda _: self._train({**self.arguments, **changes}), fault)
 
     def cut_power(self, fault: Fault) -> Ended:
         """Train until ``fault`` kills it; only what was synced is left."""
@@ -80,8 +80,8 @@ class Plain:
             return f"exit code {ended.code}: {(ended.said.strip().splitlines() or [''])[-1][:200]}"
         return "" if self.digest() == self.expected else "exit code 0, and another adapter"
 
-    def _train(self) -> int:
-        trainer = trainer_of(self.model, self.output, **self.arguments)
+    def _train(self, arguments: Mapping[str, Any]) -> int:
+        trainer = trainer_of(self.model, self.output, **arguments)
         there = self.output.is_dir() and get_last_checkpoint(str(self.output)) is not None
         trainer.train(resume_from_checkpoint=there or None)
         trainer.save_model(str(self.output / "final"))

@@ -17,7 +17,7 @@ from exams.soak.plain import base_of, samples, trainer_of
 from exams.suite import Case
 
 ROUND: dict[str, Any] = {"max_steps": 8, "save_steps": 2}
-Strike = Callable[[Any, Any], None]
+Strike = Callable[[Any, Any], object]
 """``(model, optimizer)``"""
 
 

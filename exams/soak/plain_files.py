@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import datasets
 from jinja2 import Environment
 
+from exams.soak.bad_data import is_row, mutated, sound_rows
 from exams.soak.bad_files import AROUND, CHAT, FAULTS, FILES, GOOD, ROWS, jsonl
 from exams.suite import Case
 
@@ -25,7 +27,7 @@ except Exception as error:
 """
 
 
-def plain_files(count: int, seed: int) -> Iterator[Case]:
+def files(count: int, seed: int) -> Iterator[Case]:
     """The same files read by ``datasets``, each in a child: does it name file and line?"""
     del count, seed
     with tempfile.TemporaryDirectory() as place:
@@ -54,7 +56,7 @@ def _plain(name: str, path: Path, kind: str, line: int) -> Case:
     return Case(name, len(named) == 2, f"refused whole, naming {named or 'neither'}")
 
 
-def plain_rows(count: int, seed: int) -> Iterator[Case]:
+def rows(count: int, seed: int) -> Iterator[Case]:
     """Each bad row among good ones, read by ``datasets`` and rendered by the chat template."""
     del count, seed
     chat = Environment().from_string(CHAT)
@@ -66,12 +68,33 @@ def plain_rows(count: int, seed: int) -> Iterator[Case]:
                 try:
                     with tempfile.TemporaryDirectory() as cache:
                         found = datasets.load_dataset("json", data_files=str(path), cache_dir=cache)
-                        rows = list(found["train"])
-                    for one in rows:
+                        made = list(found["train"])
+                    for one in made:
                         chat.render(messages=one.get("messages") or [])
-                    case = Case(f"{kind}: {name}", False, f"accepted: {len(rows)} rows")
+                    case = Case(f"{kind}: {name}", False, f"accepted: {len(made)} rows")
                 except Exception as error:
                     said = f"{error} {error.__cause__}"
                     told = path.name in said and ("line 3" in said or "row 2" in said)
                     case = Case(f"{kind}: {name}", told, f"{type(error).__name__}: {error}"[:200])
                 yield case
+
+
+def mutations(count: int, seed: int) -> Iterator[Case]:
+    """The JSON-lines files among them: passed is as many rows as are sound, or the file's name."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "train.jsonl"
+        for number in range(0, count, 3):
+            draw = random.Random(f"{seed}:{number}")
+            path.write_bytes(mutated(sound_rows("jsonl", draw), draw))
+            lines = [line for line in path.read_bytes().split(b"\n") if line.strip(b" \t\r\n")]
+            sound = sum(map(is_row, lines))
+            try:
+                with tempfile.TemporaryDirectory() as cache:
+                    found = datasets.load_dataset("json", data_files=str(path), cache_dir=cache)
+                kept = len(found["train"])
+                said = f"{kept} rows kept of {sound} sound ones in {len(lines)}"
+                case = Case(f"jsonl {number}", kept == sound, said)
+            except Exception as error:
+                told = path.name in f"{error} {error.__cause__}"
+                case = Case(f"jsonl {number}", told, f"{type(error).__name__}: {error}"[:200])
+            yield case

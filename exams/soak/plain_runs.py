@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback
 from exams.soak import small
 from exams.soak.disks import ERRORS, Disk, mounted
 from exams.soak.faults import FAIL, FOR_GOOD, Fault
-from exams.soak.locks import STARTS
+from exams.soak.locks import STARTS, contents
 from exams.soak.plain import Plain, base_of, samples
 from exams.soak.plain_faults import Act, trained
 from exams.soak.signals import KINDS, signalled
@@ -127,6 +127,26 @@ def starts(count: int, seed: int) -> Iterator[Case]:
             ran = sum(one.code == 0 for one in ended)
             wrong = f"exit codes {[one.code for one in ended]}" if ran != 1 else ""
             yield Case(f"{number}: {STARTS} starts at once", not wrong, wrong)
+
+
+@preloaded
+def foreign(count: int, seed: int) -> Iterator[Case]:
+    """The script in the folder of a finished run; passed is an error, and not a byte changed."""
+    del seed
+    changes: dict[str, dict[str, Any]] = {
+        "the same settings": {}, "another seed": {"seed": 1}, "a longer run": {"max_steps": 12},
+        "a shorter run": {"max_steps": 2}, "another rank": {"lora": {"r": 8}},
+    }  # fmt: skip
+    with small.bench() as bench:
+        run = Plain(bench)
+        for name, changed in [*changes.items()][:count]:
+            run.reset()
+            run.start().wait()
+            before = contents(run.output)
+            ended = run.start(**changed).wait()
+            same = contents(run.output) == before
+            said = f"exit code {ended.code}, files {'kept' if same else 'changed'}"
+            yield Case(name, bool(ended.code) and same, said)
 
 
 @preloaded

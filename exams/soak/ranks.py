@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from exams.soak import numeric, small
 from exams.soak.resume import Death
 from exams.soak.together import PATIENCE, Ended, free_port, together
-from exams.suite import Case, Suite
+from exams.suite import Case, Suite, defined_in
 from qlora_core.errors import BadInput
 from qlora_core.training.processes import SHARDED as VARIABLES
 from qlora_core.training.schema import TrainSettings
@@ -284,4 +284,5 @@ SUITE = Suite(
     cases=cases,
     full=21,
     quick=4,
+    baseline=defined_in("exams.soak.plain_ranks", "cases"),
 )

@@ -39,14 +39,20 @@ def nothing(rank: int) -> Sequence[object]:  # noqa: ARG001
 
 def together(settings: TrainSettings, prepare: Prepare = nothing, count: int = 2) -> list[Ended]:
     """Train in ``count`` processes over gloo, forked from this one."""
+    logs = Path(settings.output).parent
+    return side_by_side(lambda rank: small.run(settings, *prepare(rank)), logs, count)
+
+
+def side_by_side(work: Callable[[int], object], logs: Path, count: int) -> list[Ended]:
+    """``work`` of each rank in a process of its own; what they print goes to files in ``logs``."""
     port = free_port()
     children = {}
     for rank in range(count):
-        log = Path(settings.output).with_name(f"rank {rank}.log")
+        log = logs / f"rank {rank}.log"
         child = os.fork()
         if not child:
             _become(rank, count, port, log)
-            os._exit(_train(settings, prepare, rank))
+            os._exit(_code_of(work, rank))
         children[child] = log
     deadline = time.monotonic() + PATIENCE
     ended = []
@@ -67,9 +73,9 @@ def _become(rank: int, count: int, port: int, log: Path) -> None:
     os.environ |= {name: str(value) for name, value in names.items()}
 
 
-def _train(settings: TrainSettings, prepare: Prepare, rank: int) -> int:
+def _code_of(work: Callable[[int], object], rank: int) -> int:
     try:
-        small.run(settings, *prepare(rank))
+        work(rank)
     except QloraError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +16,8 @@ from typing import Any
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "qlora-core")
 ROOT = Path(__file__).resolve().parents[1]
+PLACES = (str(ROOT), sys.prefix, sys.base_prefix, "/dev/shm", tempfile.gettempdir())
+"""Where an exam's files lie: of no interest to anybody elsewhere."""
 FIGURES = "benchmarks/results"
 """What an exam itself writes: a change there does not make the tree dirty."""
 
@@ -39,12 +43,17 @@ def _git(*arguments: str) -> str:
 
 
 def keep(path: Path, found: Mapping[str, Any]) -> None:
-    """Merge one suite's figures into a results file. One process may write it."""
+    """Merge one suite's figures into a results file. One process may write it.
+
+    Of this machine's paths only what lies below the usual places is kept.
+    """
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     kept[found["suite"]] = dict(found)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    for place in PLACES:
+        text = text.replace(f"{place}/", "")
     aside.write_text(text + "\n", encoding="utf-8")
     aside.replace(path)
 
@@ -84,11 +93,21 @@ def _clean(commit_: str) -> bool:
 
 
 def table(path: Path, names: Sequence[str]) -> list[str]:
-    """The figures as a table of Markdown, in the order of ``names``."""
+    """The figures as a table of Markdown, in the order of ``names``.
+
+    Beside them what the plain stack passed, as kept in ``..._baseline.json`` in the same folder.
+    """
     kept = json.loads(path.read_text(encoding="utf-8"))
-    rows = [
-        f"| {name} | {found['cases']:,} | {found['passed']:,} | {found['seconds']:,.0f} |"
-        for name in names
-        if (found := kept.get(name))
-    ]
-    return ["| suite | cases | passed | seconds |", "|---|---|---|---|", *rows]
+    beside = path.with_name(f"{path.stem}_baseline.json")
+    plain = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    rows = []
+    for name in names:
+        if found := kept.get(name):
+            theirs = plain.get(name)
+            counts = f"{theirs['passed']:,} of {theirs['cases']:,}" if theirs else ""
+            rows.append(
+                f"| {name} | {found['cases']:,} | {found['passed']:,} | {found['seconds']:,.0f} "
+                f"| {counts} |"
+            )
+    head = "| suite | cases | passed | seconds | the plain stack passes |"
+    return [head, "|---|---|---|---|---|", *rows]

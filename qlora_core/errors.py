@@ -50,3 +50,12 @@ class TrainingStopped(QloraError):
     """Training cannot go on; what was reached is saved and the message says where."""
 
     exit_code = 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out, on an accelerator or on the CPU."""
+    if isinstance(error, MemoryError):
+        return True
+    text = f"{type(error).__name__} {error}".lower()
+    said = ("outofmemory", "out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(words in text for words in said)

@@ -264,6 +264,32 @@ def test_folders_within_a_result_are_sealed_too(tmp_path: Path) -> None:
     assert files.damage(result) == "templates/tools.jinja is missing"
 
 
+@pytest.mark.parametrize("when", ["the second rename fails", "it is killed before it"])
+def test_what_is_replaced_is_there_until_the_new_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    result = tmp_path / "adapter"
+    files.publish(result, lambda f: (f / "a").write_text("old"), size=1, facts={})  # type: ignore[arg-type, return-value]
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name.startswith(files.STAGING):
+            raise OSError(5, "Input/output error") if "fails" in when else SystemExit(9)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises((TrainingStopped, SystemExit)):
+        files.publish(result, lambda f: (f / "a").write_text("new"), size=1, facts={})  # type: ignore[arg-type, return-value]
+    monkeypatch.undo()
+    assert result.exists() == ("fails" in when)
+    files.clean(tmp_path)
+    assert files.damage(result) is None
+    assert (result / "a").read_text() == "old"
+    files.publish(result, lambda f: (f / "a").write_text("new"), size=1, facts={})  # type: ignore[arg-type, return-value]
+    assert (result / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
 
 

@@ -324,6 +324,19 @@ def test_the_proof_sees_one_layer_that_differs(monkeypatch: pytest.MonkeyPatch) 
     assert list(fast.refused) == ["layers.1"]
 
 
+def test_checkpointing_that_comes_later_goes_around_the_layers_that_are_not_by_hand() -> None:
+    """As where the plan for the chosen road no longer fits: transformers marks every layer."""
+    model = build("llama")
+    loss, fast = by_hand(model)
+    expected = gradients(model, loss(model, batch()))
+    enable_checkpointing(model.get_base_model())
+    fast.recompute_by_themselves()
+    marked = [getattr(module, "gradient_checkpointing", False) for module in fast.modules]
+    assert len(marked) == 2
+    assert not any(marked)
+    torch.testing.assert_close(gradients(model, loss(model, batch())), expected)
+
+
 def test_parameters_and_their_names_stay_as_they_are() -> None:
     model = build("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import peft
 import pytest
@@ -303,6 +304,24 @@ def test_evaluation_weights_every_learned_token_alike() -> None:
     assert found[0].loss == pytest.approx(found[1].loss, rel=1e-5)
     assert found[0].loss == pytest.approx(found[2].loss, rel=1e-5)
     assert model.training
+    packed = evaluate(model, rows(7), collate, batch_size=7, precision=Precision(CPU),
+                      processes=Processes(cpu=True), pack_tokens=1)  # fmt: skip
+    assert (packed.loss, packed.tokens) == (pytest.approx(found[0].loss, rel=1e-5), found[0].tokens)
+
+
+def test_evaluation_holds_no_more_tokens_at_once_than_a_pack_may_have() -> None:
+    held = []
+
+    def noting(cut: list[Any]) -> Any:
+        held.append(sum(len(sample["input_ids"]) for sample in cut))
+        return collate(cut)
+
+    longest = max(len(r["input_ids"]) for r in rows(12))
+    for budget in (longest, 2 * longest):
+        held.clear()
+        evaluate(tiny(), rows(12), noting, batch_size=12, precision=Precision(CPU),
+                 processes=Processes(cpu=True), pack_tokens=budget)  # fmt: skip
+        assert max(held) <= budget
 
 
 def test_evaluation_holds_no_logits_of_all_samples() -> None:

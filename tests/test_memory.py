@@ -15,6 +15,7 @@ import torch
 
 from qlora_core import detect
 from qlora_core.cli.main import main
+from qlora_core.errors import is_out_of_memory
 from qlora_core.models import memory
 from qlora_core.models.adapters import attach
 from qlora_core.models.loader import load_model
@@ -32,7 +33,6 @@ from qlora_core.models.memory_plan import (
 )
 from qlora_core.models.peak_memory import (
     explain_out_of_memory,
-    is_out_of_memory,
     peak_memory_bytes,
     reset_peak_memory,
 )

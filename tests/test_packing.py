@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_core.kernels import packing
 from qlora_core.kernels.head_probe import Unfit, find_head
+from qlora_core.kernels.row_mask import RowMask, computing, row_mask
 from qlora_core.training.losses import summed_loss
 from qlora_core.training.precision import Precision
 from qlora_core.training.roads import choose_road, packed_loss
@@ -182,6 +183,59 @@ def test_on_a_gpu_samples_are_packed_by_the_same_probe_and_layers_stay_their_own
     torch.testing.assert_close(
         road.loss(model, batch()), summed_loss(model, batch()), rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_model_that_writes_its_scores_out_is_not_packed(tmp_path: Path) -> None:
+    """They grow with the square of a row; layers by hand write none, whatever the model does."""
+    for device, packed in (("cpu", True), ("cuda", False)):
+        model = build("gemma2")
+        model.get_base_model().set_attn_implementation("eager")  # some releases know no other
+        run = Run(tmp_path, new_record())
+        road = choose_road(run, model, Precision(torch.device(device)), plain=False)
+        assert road.packed == packed
+        said = [n["message"] for n in run.record["notices"] if n["code"] == "padded-batches"]
+        assert packed or "scores" in said[0]
+        torch.testing.assert_close(
+            road.loss(model, batch()), summed_loss(model, batch()), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_a_road_goes_on_padded_where_another_process_cannot_pack(tmp_path: Path) -> None:
+    model = build("llama")
+    run = Run(tmp_path, new_record())
+    road = choose_road(run, model, Precision(torch.device("cpu")), plain=False)
+    padded = road.padded(run, "another process cannot")
+    assert (padded.packed, padded.fast) == (False, None)
+    assert run.record["fast_path"]["batches"] == "padded"
+    torch.testing.assert_close(
+        padded.loss(model, batch()), road.loss(model, batch()), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("given", ["device", "cache_position"])
+def test_a_mask_is_where_the_model_computes_whatever_release_asks_for_it(given: str) -> None:
+    """Transformers 5.0 passes places in a tensor, later ones the device."""
+    place = torch.device("meta")
+    asked = {"device": place, "cache_position": torch.empty(3, device=place)}[given]
+    with computing():
+        mask = row_mask(batch_size=1, mask_function=lambda *_: None, **{given: asked})
+    assert isinstance(mask, RowMask)
+    assert mask.device == place
+
+
+def test_a_probe_that_runs_out_of_memory_ends_the_run_instead_of_taking_a_road_with_more() -> None:
+    model = build("llama")
+    parts = find_head(model, nullcontext)
+
+    def out_of_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    parts.decoder.forward = out_of_memory
+    with pytest.raises(torch.OutOfMemoryError):
+        find_head(model, nullcontext)
+    parts.decoder.forward = lambda position_ids, **_: [][0]
+    with pytest.raises(Unfit, match="takes no packed samples"):
+        packing.prepare(model.get_base_model(), parts, nullcontext)
 
 
 def test_where_samples_begin_is_asked_of_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlora_core.training.batches import Batches
-from qlora_core.training.packs import PACK_TOKENS, pack_budget, packs
+from qlora_core.training.packs import CPU_TOKENS, pack_budget, packs
 
 lengths = st.lists(st.integers(1, 900), min_size=1, max_size=40)
 
@@ -33,9 +33,11 @@ def test_packs_are_nearly_full(lengths: list[int], budget: int) -> None:
 
 
 def test_a_budget_is_what_the_memory_plan_counts_on_and_never_below_the_longest() -> None:
-    assert pack_budget(100, 4) == 400
-    assert pack_budget(1000, 4) == PACK_TOKENS
-    assert pack_budget(5000, 4) == 5000
+    for device in ("cpu", "cuda"):
+        assert pack_budget(100, 4, device) == 400
+    assert pack_budget(1000, 4, "cpu") == CPU_TOKENS
+    assert pack_budget(5000, 4, "cpu") == 5000
+    assert pack_budget(5000, 4, "cuda") == 20_000
 
 
 def batches(**changes: object) -> Batches:

@@ -89,6 +89,34 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 0), (1, 3), (0, 2)])
+def test_a_resumed_run_asks_the_prompts_that_were_asked_before_it(
+    settings: TrainSettings, before: int, after: int
+) -> None:
+    """Whatever number is asked for now: what had no answer before has none to compare with."""
+    with pytest.raises(TrainingStopped):
+        trained(settings, watched_by(Stopper(2)), sample_prompts=before)
+    record = json.loads((Path(settings.output) / "run.json").read_text())
+    run = trained(settings, resume=True, sample_prompts=after)
+    assert run.status == "finished"
+    assert len(run.record["samples"]) == before
+    assert [s["before"] for s in run.record["samples"]] == [s["before"] for s in record["samples"]]
+    assert all(isinstance(s["after"], str) for s in run.record["samples"])
+
+
+def test_prompts_of_other_rows_are_not_taken_for_those_of_before(
+    settings: TrainSettings, data: Path
+) -> None:
+    with pytest.raises(TrainingStopped):
+        trained(settings, watched_by(Stopper(2)), sample_prompts=2)
+    data.write_text(data.read_text().replace("is 0?", "was 0?"))
+    run = trained(settings, resume=True, sample_prompts=2, allow_change=("data_hash",))
+    answered = [s["after"] is not None for s in run.record["samples"]]
+    assert run.status == "finished"
+    assert answered == [False, True]
+    assert "other-prompts" in {n["code"] for n in run.record["notices"]}
+
+
 class Stopper:
     """An observer that sends this process a signal when a step is done."""
 

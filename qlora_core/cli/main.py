@@ -1,6 +1,7 @@
 """The command line: one subcommand per module of this package, errors in one line, exit codes.
 
-0 done, 1 the answer is no, 2 wrong usage or bad input, 130 interrupted.
+0 done, 1 the answer is no or a training had to stop, 2 wrong usage or bad input, 130 interrupted
+(143 by SIGTERM).
 """
 
 from __future__ import annotations

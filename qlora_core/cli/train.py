@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="fine-tune a model in 4 bits",
-        description="Every flag is also a key of the settings file (TOML or YAML), dashes as "
-        "underscores; a flag wins over the file. Minimum: --model, --data and --output.",
+        description="Every setting below is also a key of the settings file (TOML or YAML), dashes "
+        "as underscores; a flag wins over the file. Minimum: --model, --data and --output.",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings file")
     parser.add_argument(

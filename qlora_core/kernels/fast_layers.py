@@ -22,7 +22,7 @@ from qlora_core.kernels.attention import Segment, plain_segments
 from qlora_core.kernels.dequantize import Workspace
 from qlora_core.kernels.elementwise import Elementwise
 from qlora_core.kernels.head import Head
-from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
+from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating, refusing
 from qlora_core.kernels.layer import Layer
 from qlora_core.kernels.layer_probe import prove, read_layer, signature
 from qlora_core.kernels.layer_state import Keep, Row
@@ -42,6 +42,8 @@ class FastLayers:
     elementwise: Elementwise = field(default_factory=Elementwise)
     layers: dict[str, Layer] = field(default_factory=dict)
     """By path in the decoder, first to last."""
+    modules: list[Any] = field(default_factory=list)
+    """The model's own, in the same order."""
     refused: dict[str, str] = field(default_factory=dict)
     """Path -> why this layer goes through its own code."""
     value_bytes: int = 2
@@ -49,6 +51,13 @@ class FastLayers:
     narrow: Layer | None = None
     """The last layer, where it is proven that tokens which answer nothing may be left out of it:
     nothing after it lets tokens see each other. Without dropout it computes the others alone."""
+
+    def recompute_by_themselves(self) -> None:
+        """Take checkpointing, switched on for all layers of the model, off those by hand."""
+        for module, layer in zip(self.modules, self.layers.values(), strict=True):
+            if getattr(module, "gradient_checkpointing", False):
+                module.gradient_checkpointing = False
+                layer.keep = Keep.INPUT
 
     def keep_within(self, room: float, tokens: int) -> dict[Keep, int]:
         """Let layers keep as much as fits into ``room`` bytes at ``tokens`` a row; how many what.
@@ -111,7 +120,9 @@ def install(base: Any, parts: LabelHead, autocast: Autocast) -> FastLayers:
     weights = resident(Workspace())
     for path in fit:
         found.layers[path] = read_layer(modules[path], weights, found.elementwise)
+        found.modules.append(modules[path])
         _replace(modules[path], found.layers[path], found)
+    found.recompute_by_themselves()
     found.narrow = found.layers.get(next(reversed(modules)))
     with evaluating(base), torch.no_grad(), autocast():
         if not _leaves_the_rest_alone(parts.decoder, base):
@@ -135,12 +146,11 @@ def _reason(module: nn.Module, given: dict[str, Any], proven: dict[Any, str]) ->
     known = signature(module)
     if known not in proven:
         try:
-            prove(module, _row(given), _beside(given))
+            with refusing("its layers cannot be called alone"):
+                prove(module, _row(given), _beside(given))
             proven[known] = ""
         except Unfit as unfit:
             proven[known] = str(unfit)
-        except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
-            proven[known] = f"its layers cannot be called alone: {error}"
     return proven[known]
 
 
@@ -193,9 +203,6 @@ def _leaves_the_rest_alone(decoder: nn.Module, base: Any) -> bool:
 
 def _replace(module: Any, layer: Layer, fast: FastLayers) -> None:
     own = module.forward
-    if getattr(module, "gradient_checkpointing", False):  # the layer sees to it by itself
-        module.gradient_checkpointing = False
-        layer.keep = Keep.INPUT
 
     def forward(hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
         packed = "cu_seq_lens_q" in named and named.get("past_key_values") is None

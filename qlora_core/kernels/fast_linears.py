@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qlora_core.kernels.dequantize import Workspace
 from qlora_core.kernels.fast_layers import Autocast
-from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
+from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating, refusing
 from qlora_core.kernels.linears import Group, resident
 from qlora_core.kernels.packing import two_samples
 
@@ -43,13 +43,16 @@ def install(base: Any, parts: LabelHead, autocast: Autocast, *, but: Collection[
     for modules, group in groups:
         _Shared(modules, group)
     try:
-        with evaluating(base), torch.enable_grad(), autocast():
+        with (
+            refusing("its linear layers cannot be computed together"),
+            evaluating(base), torch.enable_grad(), autocast(),
+        ):  # fmt: skip
             _require_working(base, parts, before)
-    except (Unfit, RuntimeError, TypeError, ValueError) as error:
+    except Unfit:
         for modules, _ in groups:
             for module in modules:
                 del module.forward
-        raise Unfit(f"its linear layers cannot be computed together: {error}") from error
+        raise
     return sum(len(modules) for modules, _ in groups)
 
 

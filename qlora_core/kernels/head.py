@@ -111,7 +111,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (kept,) = ctx.saved_tensors
-        return kept * upstream.to(kept.dtype), None, None, None
+        return kept * upstream, None, None, None
 
 
 def tiles(rows: int, vocabulary: int, size: int = TILE_BYTES) -> Iterator[slice]:

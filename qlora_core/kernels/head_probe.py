@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qlora_core.errors import is_out_of_memory
 from qlora_core.kernels.head import Head
 
 LENGTH = 8
@@ -42,6 +43,22 @@ class LabelHead:
         return states
 
 
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Unfit in place of whatever a model's own code raises, which may be anybody's.
+
+    Not where memory ran out: a road that takes more of it is none then.
+    """
+    try:
+        yield
+    except Unfit:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise Unfit(f"{what}: {error}") from error
+
+
 def find_head(model: Any, autocast: Callable[[], AbstractContextManager[object]]) -> LabelHead:
     """The parts of ``model`` (PEFT's or transformers'), proven equal to its own forward.
 
@@ -52,11 +69,11 @@ def find_head(model: Any, autocast: Callable[[], AbstractContextManager[object]]
     module = base.get_output_embeddings()
     _require_plain(module)
     decoder = _decoder(base)
-    with evaluating(model), torch.no_grad(), autocast():
-        try:
-            return _proven(base, decoder, module)
-        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise Unfit(f"its parts cannot be called alone: {error}") from error
+    with (
+        refusing("its parts cannot be called alone"),
+        evaluating(model), torch.no_grad(), autocast(),
+    ):  # fmt: skip
+        return _proven(base, decoder, module)
 
 
 def _proven(base: Any, decoder: nn.Module, module: nn.Linear) -> LabelHead:

@@ -23,13 +23,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating
+from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating, refusing
 from qlora_core.kernels.row_mask import RowMask, computing, row_mask
 
 MASKS = {"qlora_core_rows": row_mask, "qlora_core_segments": sdpa_mask}
 """Our attention's names, by the masks that come with it: the second is for decoders that work on
 their masks themselves, which takes the whole of them."""
 LENGTHS = (11, 7)
+APART = 1e-2
+"""What may change in a sample beside another one on a GPU, which chooses its kernels by the number
+of tokens that an expert gets; on a CPU nothing may."""
 CLOSE = 0.05
 """Of packed to padded hidden states in 16 bits; another position or a sample seen is far more."""
 
@@ -142,11 +145,11 @@ def prepare(
 def _require_packing(
     base: Any, parts: LabelHead, autocast: Callable[[], AbstractContextManager[object]]
 ) -> None:
-    try:
-        with evaluating(base), torch.no_grad(), autocast():
-            _require_isolation(base, parts)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise Unfit(f"its decoder takes no packed samples: {error}") from error
+    with (
+        refusing("its decoder takes no packed samples"),
+        evaluating(base), torch.no_grad(), autocast(),
+    ):  # fmt: skip
+        _require_isolation(base, parts)
 
 
 def _require_isolation(base: Any, parts: LabelHead) -> None:
@@ -161,12 +164,17 @@ def _require_isolation(base: Any, parts: LabelHead) -> None:
     packed = packed_states(parts.decoder, ids, mask)
     beside_others = packed_states(parts.decoder, others, mask)
     second = slice(LENGTHS[0], None)
-    if not torch.equal(packed[second], beside_others[second]):
+    kept, beside = packed[second], beside_others[second]
+    allowed = 0.0 if ids.device.type == "cpu" else APART
+    if not torch.equal(kept, beside) and not _off(beside, kept) <= allowed:
         raise Unfit("its packed samples see each other")
-    padded = parts.hidden_states(ids, mask)[mask.bool()]
-    off = float((packed - padded).float().norm() / padded.float().norm())
+    off = _off(packed, parts.hidden_states(ids, mask)[mask.bool()])
     if not off < CLOSE:
         raise Unfit(f"its packed samples differ from padded ones by {off:.1%}")
+
+
+def _off(states: Tensor, expected: Tensor) -> float:
+    return float((states - expected).float().norm() / expected.float().norm())
 
 
 def two_samples(base: Any) -> tuple[Tensor, Tensor]:

@@ -83,4 +83,10 @@ def row_mask(**given: Any) -> RowMask | Tensor | None:
     if not lazy or given.get("use_vmap") or "mask_function" not in given:
         whole: Tensor | None = sdpa_mask(**given)
         return whole
-    return RowMask(given["mask_function"], torch.device(given.get("device", "cpu")))
+    return RowMask(given["mask_function"], _device_of(given))
+
+
+def _device_of(given: dict[str, Any]) -> torch.device:
+    """Where the mask is asked for: newer releases say it, older ones give places in a tensor."""
+    places = given.get("cache_position")
+    return torch.device(given.get("device", "cpu" if places is None else places.device))

@@ -18,16 +18,6 @@ from qlora_core.models.memory_plan import (
 )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, on an accelerator or on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-    )
-
-
 def explain_out_of_memory(error: BaseException, plan: MemoryPlan) -> QloraError:
     """The plan's table, the term that most likely grew too large, and what to change next."""
     lines = str(error).strip().splitlines()
@@ -50,7 +40,7 @@ def explain_out_of_memory(error: BaseException, plan: MemoryPlan) -> QloraError:
 
 _TOKENS_REMEDY = (
     "halve batch_size and double gradient_accumulation (the result is the same); "
-    "at batch_size 1 lower max_length"
+    "at batch_size 1, or where packed rows do not get shorter, lower max_length"
 )
 _REMEDIES = {
     OPTIMIZER: "use optimizer = adamw_8bit, or lower rank",

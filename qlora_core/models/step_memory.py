@@ -55,7 +55,8 @@ class Way:
     def within(self, skeleton: Any) -> Way:
         """Without what the structure of ``skeleton`` rules out before any probe."""
         label_only = self.label_only and type(skeleton.get_output_embeddings()) is nn.Linear
-        packed = self.packed and label_only and _takes_packed(skeleton)
+        apart = self.by_hand or getattr(skeleton, "_supports_sdpa", True)  # else: all scores
+        packed = self.packed and label_only and apart and _takes_packed(skeleton)
         return Way(
             label_only=label_only,
             packed=packed,

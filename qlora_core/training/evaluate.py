@@ -10,6 +10,7 @@ from torch import nn
 
 from qlora_core.training.batches import Collate, Sample
 from qlora_core.training.losses import Loss, learned_tokens, summed_loss
+from qlora_core.training.packs import packs
 from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 
@@ -32,10 +33,17 @@ def evaluate(
     precision: Precision,
     processes: Processes,
     loss: Loss = summed_loss,
+    pack_tokens: int | None = None,
 ) -> Evaluation:
-    """Weight every learned token alike; the model comes back in the mode it was in."""
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i]["input_ids"]))
+    """Weight every learned token alike; the model comes back in the mode it was in.
+
+    Micro-batches are ``batch_size`` samples of like length, or packs of ``pack_tokens``.
+    """
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    order = sorted(range(len(samples)), key=lengths.__getitem__)
     cuts = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    if pack_tokens is not None:
+        cuts = packs(lengths, pack_tokens)
     total, count = 0.0, 0
     was_training = model.training
     model.eval()

@@ -20,7 +20,7 @@ from qlora_core.errors import BadInput, TrainingStopped
 
 log = logging.getLogger("qlora-core")
 MANIFEST = "MANIFEST.json"
-STAGING, TRASH = ".staging-", ".trash-"
+STAGING, TRASH, REPLACED = ".staging-", ".trash-", ".replaced-"
 MARGIN = 2**20
 """Bytes kept free beyond what a save holds: directories, manifest, file system blocks."""
 INODES = 32
@@ -60,9 +60,7 @@ def publish(
             staging.mkdir()
             write(staging)
             _seal(staging, facts)
-            if folder.exists():
-                folder.rename(parent / f"{TRASH}{uuid4().hex[:8]}")
-            staging.rename(folder)
+            _put(staging, folder)
             sync(parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -131,15 +129,34 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def clean(folder: Path) -> None:
-    """Remove what an interrupted save or removal left in ``folder``."""
+    """Remove what an interrupted save or removal left in ``folder``; bring back what was replaced
+    by nothing.
+    """
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.name.startswith((STAGING, TRASH)):
+        place = folder / path.name.removeprefix(REPLACED)
+        if path.name.startswith(REPLACED) and not place.exists():
+            path.rename(place)
+        elif path.name.startswith((STAGING, TRASH, REPLACED)):
             if path.is_dir():
                 _remove(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _put(staging: Path, folder: Path) -> None:
+    """Rename ``staging`` to ``folder``. What was there goes when the new one has its name."""
+    aside = folder.with_name(f"{REPLACED}{folder.name}")
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    try:
+        staging.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
 
 
 def discard(folder: Path) -> None:

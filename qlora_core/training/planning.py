@@ -104,7 +104,8 @@ def _load(settings: TrainSettings, data: PreparedData, device: torch.device) -> 
     own = [len(sample["input_ids"]) for sample in data.train]
     lengths = [padded(n, padding_of(device), settings.max_length) for n in own]
     group = settings.batch_size * settings.gradient_accumulation
-    packed = min(pack_budget(max(own), settings.batch_size), sum(sorted(own)[-group:]))
+    budget = pack_budget(max(own), settings.batch_size, device.type)
+    packed = min(budget, sum(sorted(own)[-group:]))
     batches = steps_of(settings, math.ceil(len(own) / group)) * settings.gradient_accumulation
     return Load(
         tokens=max(lengths) * settings.batch_size,

@@ -55,6 +55,10 @@ class Processes:
             total = reduce(torch.tensor(values, dtype=torch.float64, device=device), "sum")
         return [float(value) for value in total]
 
+    def all(self, value: bool, device: torch.device) -> bool:
+        """Whether ``value`` is true in every process; all of them have to ask."""
+        return self.sum([float(value)], device)[0] == self.count
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes, in one message."""
         if self.count == 1:

@@ -9,17 +9,33 @@ from transformers import GenerationConfig
 
 from qlora_core.data.tokenizer import stop_token_ids
 from qlora_core.data.verify import record_prompts
-from qlora_core.models.peak_memory import is_out_of_memory
+from qlora_core.errors import is_out_of_memory
 from qlora_core.training import checkpoints, files
 from qlora_core.training.samples import Samples
 from qlora_core.training.session import Session
 from qlora_core.training.setup import Inputs
 
 
-def samples_for(inputs: Inputs) -> Samples:
-    """Prompts for before and after: evaluation rows, else training rows."""
+def samples_for(inputs: Inputs, count: int) -> Samples:
+    """So many prompts for before and after: of evaluation rows, else of training rows."""
     rows = inputs.data.evaluation or inputs.data.train
-    return Samples(rows, inputs.tokenizer, _stops(inputs), inputs.settings.sample_prompts)
+    return Samples(rows, inputs.tokenizer, _stops(inputs), count)
+
+
+def ask_before(session: Session) -> Samples:
+    """The prompts of a run, asked and recorded while its adapters are as they began.
+
+    A resumed run keeps those that were asked then, whatever is asked for now: what had no answer
+    before has none to compare with.
+    """
+    record, inputs = session.run.record, session.inputs
+    if record["samples"] or session.position.step:
+        return samples_for(inputs, len(record["samples"]))
+    samples = samples_for(inputs, inputs.settings.sample_prompts)
+    found = answers(session, samples)
+    questions = samples.questions()
+    record["samples"] = [q | {"before": a} for q, a in zip(questions, found, strict=True)]
+    return samples
 
 
 def save_result(session: Session, samples: Samples) -> None:
@@ -34,8 +50,16 @@ def save_result(session: Session, samples: Samples) -> None:
     losses = {m["step"]: m["eval_loss"] for m in run.metrics() if "eval_loss" in m}
     run.record["evaluation"]["after"] = losses.get(kept)
     run.record["adapter_step"] = kept
-    for row, text in zip(run.record["samples"], answers(session, samples), strict=True):
-        row["after"] = text
+    found = zip(samples.questions(), answers(session, samples), strict=True)
+    texts = {(asked["prompt"], asked["expected"]): text for asked, text in found}
+    for row in run.record["samples"]:
+        row["after"] = texts.get((row["prompt"], row["expected"]))
+    if any(row["after"] is None and row["before"] is not None for row in run.record["samples"]):
+        run.note(
+            "other-prompts",
+            "sample prompts of before the training could not be asked again: the rows are others",
+            "nothing to do: the adapter is not affected",
+        )
 
 
 def answers(session: Session, samples: Samples) -> list[str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +29,16 @@ class Road:
     loss: Loss
     packed: bool = False
     """Whether the samples of a micro-batch lie in one row without padding."""
+    padded_loss: Loss = summed_loss
+    """The way for padded samples."""
     fast: FastLayers | None = None
     """The layers that compute by hand."""
+
+    def padded(self, run: Run, reason: str) -> Road:
+        """The same without packing, and without what needs it; a notice says why."""
+        run.record["fast_path"] |= {"batches": "padded", "layers": "own"}
+        _note(run, "padded-batches", "samples are padded, not packed", Unfit(reason))
+        return Road(self.padded_loss, padded_loss=self.padded_loss)
 
     def summary(self, record: Mapping[str, Any]) -> str:
         """One line for people, from what was recorded."""
@@ -58,12 +67,16 @@ def choose_road(run: Run, model: Any, precision: Precision, *, plain: bool) -> R
         _note(run, "plain-head", "logits are computed by the model's own forward", reason)
         return Road(summed_loss)
     taken["head"] = "label-only"
-    packed, fast = _pack(run, model, parts, precision), None
-    if precision.device.type == "cpu":
-        if packed:
-            fast = _layers(run, model, parts, precision)
-        _linears(run, model, parts, precision, but=fast.layers if fast else ())
-    return Road(packed_loss(parts) if packed else label_only_loss(parts), packed, fast)
+    on_cpu = precision.device.type == "cpu"
+    road = Road(label_only_loss(parts), padded_loss=label_only_loss(parts))
+    if _pack(run, model, parts, precision):
+        fast = _layers(run, model, parts, precision) if on_cpu else None
+        road = dataclasses.replace(road, loss=packed_loss(parts), packed=True, fast=fast)
+        if _writes_scores(model) and (fast is None or fast.refused):
+            road = road.padded(run, "its attention writes out scores: the square of a row's tokens")
+    if on_cpu:
+        _linears(run, model, parts, precision, but=road.fast.layers if road.fast else ())
+    return road
 
 
 def _pack(run: Run, model: Any, parts: LabelHead, precision: Precision) -> bool:
@@ -74,6 +87,10 @@ def _pack(run: Run, model: Any, parts: LabelHead, precision: Precision) -> bool:
         return False
     run.record["fast_path"]["batches"] = "packed"
     return True
+
+
+def _writes_scores(model: Any) -> bool:
+    return getattr(model.get_base_model().config, "_attn_implementation", None) == "eager"
 
 
 def _layers(run: Run, model: Any, parts: LabelHead, precision: Precision) -> FastLayers | None:

@@ -96,7 +96,13 @@ class TrainSettings:
         1.0, 3, "gradients are scaled down to this norm; 0 switches it off", least=0.0
     )
 
-    batch_size: int = _setting(4, 4, "samples per micro-batch and process", least=1)
+    batch_size: int = _setting(
+        4,
+        4,
+        "samples per micro-batch and process; packed rows hold as many tokens as so many of the "
+        "longest have, on CPUs 2,048 at most",
+        least=1,
+    )
     gradient_accumulation: int = _setting(4, 4, "micro-batches per optimizer step", least=1)
     max_length: int | None = _setting(
         None, 4, "tokens per sample; default: 2048, or what the model can take if that is less",
@@ -157,7 +163,8 @@ class TrainSettings:
     )
     double_quantization: bool = _setting(True, 6, "quantize the quantization constants as well")
     compute_dtype: str = _setting(
-        "auto", 6, "number format of the matrix products",
+        "auto", 6, "number format of the matrix products; auto: bfloat16 where the device has it, "
+        "else float16 on CUDA, else float32",
         choices=("auto", "bfloat16", "float16", "float32"),
     )  # fmt: skip
     device: str = _setting("auto", 6, "auto, cpu, cuda, cuda:1, ...")

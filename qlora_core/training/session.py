@@ -139,6 +139,7 @@ class Session:
             precision=self.loop.precision,
             processes=self.loop.processes,
             loss=self.loss,
+            pack_tokens=self.batches.pack_tokens,
         )
         step, loss = self.position.step, finite(found.loss)
         if loss is None:

@@ -69,7 +69,12 @@ def documentation() -> str:
         for name, entry in _FIELDS.items():
             if entry.metadata["group"] == title:
                 flag = f"`--{name.replace('_', '-')}`"
-                default = f"`{_default(entry)}`" if _default(entry) else "by rule"
+                by_rule = "default:" in entry.metadata["help"]
+                default = (
+                    f"`{_default(entry)}`"
+                    if _default(entry)
+                    else ("by rule" if by_rule else "none")
+                )
                 default = "required" if _required(entry) else default
                 text = entry.metadata["help"]
                 if entry.metadata.get("choices"):

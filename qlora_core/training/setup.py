@@ -75,7 +75,7 @@ class Inputs:
     def pack_tokens(self) -> int:
         """Tokens of a micro-batch where samples are packed."""
         longest = max(len(sample["input_ids"]) for sample in self.data.train)
-        return pack_budget(longest, self.settings.batch_size)
+        return pack_budget(longest, self.settings.batch_size, self.device.type)
 
     def batches(self, processes: Processes) -> Batches:
         """The training samples as groups for this process."""

@@ -15,12 +15,12 @@ from peft import PeftModel
 
 from qlora_core.data.formats import template_report
 from qlora_core.data.template import clock
-from qlora_core.errors import TrainingStopped
+from qlora_core.errors import TrainingStopped, is_out_of_memory
 from qlora_core.models.adapter_checks import adapter_report
 from qlora_core.models.adapters import enable_checkpointing
 from qlora_core.models.loader import LoadedModel
 from qlora_core.models.memory_plan import OPTIMIZER, MemoryPlan
-from qlora_core.models.peak_memory import explain_out_of_memory, is_out_of_memory
+from qlora_core.models.peak_memory import explain_out_of_memory
 from qlora_core.registry.manager import Registry
 from qlora_core.training import files, setup
 from qlora_core.training.activations import settle
@@ -30,11 +30,10 @@ from qlora_core.training.optimizers import optimizer_name
 from qlora_core.training.precision import Precision
 from qlora_core.training.processes import Processes
 from qlora_core.training.progress import Progress, Silent, default_progress
-from qlora_core.training.result import answers, samples_for, save_result
+from qlora_core.training.result import ask_before, save_result
 from qlora_core.training.resume import go_back, require_same_run
 from qlora_core.training.roads import Road, choose_road, compile_where_it_repays
 from qlora_core.training.runs import Run, claimed, new_record
-from qlora_core.training.samples import Samples
 from qlora_core.training.schema import TrainSettings
 from qlora_core.training.session import Session
 from qlora_core.training.setup import Inputs
@@ -145,10 +144,9 @@ def _run(
         loaded = setup.load_base(inputs)
         check_tokens(run, inputs, loaded)
         session = _session(run, inputs, loaded, processes, progress)
-        samples = samples_for(inputs)
         if resumed:
             go_back(session)
-        _ask_before(session, samples)
+        samples = ask_before(session)
         run.record |= {"status": "running", "finished": None}
         if run.writes:  # adapters and optimizer: what the first save will hold
             files.demand_space(run.directory, inputs.plan.terms[OPTIMIZER])
@@ -157,15 +155,6 @@ def _run(
         session.work()
         save_result(session, samples)
     return run
-
-
-def _ask_before(session: Session, samples: Samples) -> None:
-    """Record what the base model answers, unless that was done when the run was started."""
-    record = session.run.record
-    if not record["samples"]:
-        questions = samples.questions()
-        found = answers(session, samples)
-        record["samples"] = [q | {"before": a} for q, a in zip(questions, found, strict=True)]
 
 
 def _session(
@@ -180,6 +169,8 @@ def _session(
     rate = setup.learning_rate(settings, loaded.quantization.total.weights)
     precision = Precision(inputs.device, inputs.compute_dtype)
     road = choose_road(run, model, precision, plain=settings.plain)
+    if not processes.all(road.packed, inputs.device) and road.packed:
+        road = road.padded(run, "another process of this run cannot pack them")
     if road.packed:
         batches = dataclasses.replace(batches, pack_tokens=inputs.pack_tokens)
     inputs = _planned_again(inputs, road, run, model, progress)
@@ -223,6 +214,8 @@ def _planned_again(
     inputs = dataclasses.replace(inputs, plan=plan)
     if inputs.gradient_checkpointing and not before.gradient_checkpointing:
         enable_checkpointing(model.get_base_model())
+        if road.fast:
+            road.fast.recompute_by_themselves()
     if road.fast:
         inputs, taken["memory"] = settle(road.fast, inputs)
     if inputs.plan.terms != before.terms:

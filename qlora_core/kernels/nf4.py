@@ -35,7 +35,10 @@ def quantize(weight: Tensor, *, quant_type: str, nested: bool) -> tuple[Tensor, 
     if quant_type == "nf4" and _is_suited(weight) and is_exact(weight.dtype):
         packed, constants = _packed(weight.reshape(-1))
         if bool(constants.isfinite().all()):
-            return packed, _state(constants, weight, nested=nested)
+            return packed, _state(
+                constants, weight.shape, weight.dtype, "nf4", get_4bit_type("nf4", device="cpu"),
+                nested=nested,
+            )  # fmt: skip
     return quantize_4bit(weight, blocksize=BLOCK, compress_statistics=nested, quant_type=quant_type)  # type: ignore[no-any-return]  # bitsandbytes ships no types
 
 
@@ -53,17 +56,8 @@ def quantize_parts(
         part, state = quantize(parts.pop(), quant_type=quant_type, nested=False)
         packed.append(part)
         constants.append(state.absmax)
-    values: dict[str, Any] = {"absmax": torch.cat(constants)}
-    if nested:
-        offset = values["absmax"].mean()
-        values["absmax"], second = quantize_blockwise(
-            values["absmax"] - offset, blocksize=NESTED_BLOCK
-        )
-        values |= {"offset": offset, "state2": second}
-    return torch.cat(packed), QuantState(
-        shape=shape, dtype=dtype, blocksize=BLOCK, code=state.code, quant_type=quant_type,
-        **values,
-    )  # fmt: skip
+    whole = torch.cat(constants)
+    return torch.cat(packed), _state(whole, shape, dtype, quant_type, state.code, nested=nested)
 
 
 @cache
@@ -126,15 +120,15 @@ def _midpoints() -> tuple[float, ...]:
     return tuple(((levels[:-1] + levels[1:]) / 2).tolist())
 
 
-def _state(constants: Tensor, weight: Tensor, *, nested: bool) -> QuantState:
+def _state(
+    constants: Tensor, shape: torch.Size, dtype: torch.dtype, quant_type: str, code: Tensor,
+    *, nested: bool,
+) -> QuantState:  # fmt: skip
     """What bitsandbytes keeps beside the bytes."""
-    common = {
-        "shape": weight.shape,
-        "dtype": weight.dtype,
-        "blocksize": BLOCK,
-        "code": get_4bit_type("nf4", device="cpu"),
-        "quant_type": "nf4",
-    }
+    common: dict[str, Any] = {
+        "shape": shape, "dtype": dtype, "blocksize": BLOCK, "code": code,
+        "quant_type": quant_type,
+    }  # fmt: skip
     if not nested:
         return QuantState(absmax=constants, **common)
     offset = constants.mean()

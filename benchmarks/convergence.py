@@ -69,13 +69,16 @@ def ours(inputs: setup.Inputs, folder: Path, judge: Callable[[Any], float]) -> I
     model = setup.attach_adapters(inputs, setup.load_base(inputs))
     yield adapters_of(model)
     run = Run(folder, new_record())
-    road = choose_road(run, model, Precision(inputs.device, inputs.compute_dtype), plain=False)
+    precision = Precision(inputs.device, inputs.compute_dtype)
+    road = choose_road(run, model, precision, plain=False)
     yield run.record["fast_path"]
     processes = Processes(cpu=True)
     batches = dataclasses.replace(inputs.batches(processes), pack_tokens=inputs.pack_tokens)
     steps = inputs.settings.max_steps or 0
     gradients = partial(accumulate, loss=road.loss)
-    loop = setup.build_loop(inputs, model, processes, rate=RATE, total=steps, gradients=gradients)
+    loop = setup.build_loop(
+        inputs, model, processes, precision, rate=RATE, total=steps, gradients=gradients
+    )
     for step in loop.steps(batches.groups(1, steps)):
         yield step.step, step.loss, judge(model) if step.step % EVERY == 0 else None
         model.train()

@@ -180,7 +180,9 @@ def _session(
         compile_where_it_repays(run, road.fast, precision, asked=settings.compile, work=work)
     progress.say(road.summary(run.record["fast_path"]))
     gradients = partial(accumulate, loss=road.loss)
-    loop = setup.build_loop(inputs, model, processes, rate=rate, total=total, gradients=gradients)
+    loop = setup.build_loop(
+        inputs, model, processes, precision, rate=rate, total=total, gradients=gradients
+    )
     run.record |= plain({
         "versions": versions(),
         "hardware": setup.hardware(inputs) | {"processes": processes.count},

@@ -337,6 +337,10 @@ def test_the_plain_road_trains_the_same_and_is_recorded(
     settings: TrainSettings, tmp_path: Path
 ) -> None:
     fast = trained(settings)
+    padded = trained(settings, packing=False, output=str(tmp_path / "padded"))
+    assert padded.record["fast_path"]["head"] == "label-only"
+    assert padded.record["fast_path"]["batches"] == "padded"
+    assert "padded-batches" not in {notice["code"] for notice in padded.record["notices"]}
     plain = trained(settings, plain=True, output=str(tmp_path / "plain"))
     road = fast.record["fast_path"]
     assert road["memory"]["layers_that"] == {"keep everything": 2}

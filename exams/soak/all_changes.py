@@ -123,6 +123,7 @@ DECIDING: dict[str, tuple[str, Change]] = {
     "recomputed activations": ("gradient_checkpointing", setting(gradient_checkpointing="on")),
     "compiled or not": ("compile", setting(compile="off")),
     "plain road": ("plain", setting(plain=True)),
+    "padded samples": ("packing", setting(packing=False)),
     "evaluation share": ("eval_split", setting(eval_split=0.4)),
     "evaluation interval": ("eval_every", setting(eval_every=2)),
     "early stop": ("early_stop", setting(early_stop=2)),

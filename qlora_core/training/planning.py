@@ -57,6 +57,8 @@ class Planning:
     def supposed(self) -> MemoryPlan:
         """Before the run: as if no probe refused what the structure allows."""
         way = PLAIN if self.settings.plain else fast_way(self.device.type)
+        if not self.settings.packing:
+            way = dataclasses.replace(way, packed=False, by_hand=False)
         if self.settings.dora:  # its adapters are computed by PEFT alone
             way = dataclasses.replace(way, by_hand=False, fused=False)
         return self._fitting(partial(self.planner.suppose, self.load, way))

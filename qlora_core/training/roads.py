@@ -10,9 +10,10 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from qlora_core.kernels import fast_layers, fast_linears, packing
+from qlora_core.kernels import fast_layers, fast_linears
 from qlora_core.kernels.fast_layers import FastLayers
 from qlora_core.kernels.head_probe import LabelHead, Unfit, find_head
+from qlora_core.kernels.packing import packed_states, prepare
 from qlora_core.training.losses import IGNORED, Batch, Loss, label_only_loss, summed_loss
 from qlora_core.training.precision import Precision
 from qlora_core.training.runs import Run
@@ -51,12 +52,15 @@ class Road:
         return words
 
 
-def choose_road(run: Run, model: Any, precision: Precision, *, plain: bool) -> Road:
+def choose_road(
+    run: Run, model: Any, precision: Precision, *, plain: bool, packing: bool = True
+) -> Road:
     """Label-only head, packed samples, layers by hand, as far as each equals the model's own.
 
     Measured now and recorded in ``run.record["fast_path"]``; where the model does not allow a
-    part, a notice says why. ``plain`` asks for the model's own forward. Layers are computed by
-    hand, and linear layers fused, on CPUs only.
+    part, a notice says why. ``plain`` asks for the model's own forward, and without
+    ``packing`` samples are padded. Layers are computed by hand, and linear layers fused, on CPUs
+    only.
     """
     taken = run.record["fast_path"] = {"head": "plain", "batches": "padded", "layers": "own"}
     if plain:
@@ -69,7 +73,7 @@ def choose_road(run: Run, model: Any, precision: Precision, *, plain: bool) -> R
     taken["head"] = "label-only"
     on_cpu = precision.device.type == "cpu"
     road = Road(label_only_loss(parts), padded_loss=label_only_loss(parts))
-    if _pack(run, model, parts, precision):
+    if packing and _pack(run, model, parts, precision):
         fast = _layers(run, model, parts, precision) if on_cpu else None
         road = dataclasses.replace(road, loss=packed_loss(parts), packed=True, fast=fast)
         if _writes_scores(model) and (fast is None or fast.refused):
@@ -81,7 +85,7 @@ def choose_road(run: Run, model: Any, precision: Precision, *, plain: bool) -> R
 
 def _pack(run: Run, model: Any, parts: LabelHead, precision: Precision) -> bool:
     try:
-        packing.prepare(model.get_base_model(), parts, precision.autocast)
+        prepare(model.get_base_model(), parts, precision.autocast)
     except Unfit as reason:
         _note(run, "padded-batches", "samples are padded, not packed", reason)
         return False
@@ -155,7 +159,7 @@ def packed_loss(parts: LabelHead) -> Loss:
         real = batch["attention_mask"].bool()
         targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)[real]
         learned = (targets != IGNORED).nonzero()[:, 0]
-        hidden = packing.packed_states(
+        hidden = packed_states(
             parts.decoder, batch["input_ids"], batch["attention_mask"], answering=learned
         )
         return parts.head.summed_cross_entropy(hidden[learned], targets[learned])

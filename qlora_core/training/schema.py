@@ -128,6 +128,9 @@ class TrainSettings:
         "auto", 4, "compile what lies between matrix products, on CPUs; auto: in long runs",
         choices=("auto", "on", "off"),
     )  # fmt: skip
+    packing: bool = _setting(
+        True, 4, "samples in rows without padding where a probe allows it; layers by hand need it"
+    )
     plain: bool = _setting(
         False, 4, "compute by PEFT and transformers alone, without the fast path"
     )

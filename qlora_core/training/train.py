@@ -168,7 +168,7 @@ def _session(
     total = setup.total_steps(settings, batches)
     rate = setup.learning_rate(settings, loaded.quantization.total.weights)
     precision = Precision(inputs.device, inputs.compute_dtype)
-    road = choose_road(run, model, precision, plain=settings.plain)
+    road = choose_road(run, model, precision, plain=settings.plain, packing=settings.packing)
     if not processes.all(road.packed, inputs.device) and road.packed:
         road = road.padded(run, "another process of this run cannot pack them")
     if road.packed:

@@ -5,7 +5,7 @@ python -m benchmarks.slopes [--shape m0] [--tokens 256,512,1024,2048,4096,8192]
 
 A step per contestant and number of tokens: as one sample (whole), and as samples of 256 tokens
 (packed: what can pack does, what pads has nothing to pad). 40 % of the tokens are learned. What a
-process allocates once, at its first step of a size, is not the step's: a step of less than 10
+process allocates once, at its first step of a size, is not the step's: a step of less than 60
 seconds is taken twice, and the second counts. Peaks are what the process (on a GPU torch's
 allocator) holds above what it held before the step. A line is fitted by least squares: the slope
 in bytes per token, and the largest distance of a point from the line as a share of the highest
@@ -34,7 +34,7 @@ from benchmarks.measuring import Batch, Contestant, measure, surroundings, write
 from benchmarks.models import SHAPES, config_of, make_model
 from qlora_core.data.collate import collator
 
-SAMPLE, AGAIN = 256, 10.0
+SAMPLE, AGAIN = 256, 60.0
 LAYOUTS = ("whole", "packed")
 ASKED = (
     "ours, recomputing", "ours", "transformers flattened, recomputing", "transformers flattened",

@@ -97,12 +97,9 @@ class TrainSettings:
     )
 
     batch_size: int = _setting(
-        4,
-        4,
-        "samples per micro-batch and process; packed rows hold as many tokens as so many of the "
-        "longest have, on CPUs 2,048 at most",
-        least=1,
-    )
+        4, 4, "samples per micro-batch and process; packed rows hold as many tokens as so many "
+        "of the longest have, on CPUs 2,048 at most", least=1,
+    )  # fmt: skip
     gradient_accumulation: int = _setting(4, 4, "micro-batches per optimizer step", least=1)
     max_length: int | None = _setting(
         None, 4, "tokens per sample; default: 2048, or what the model can take if that is less",

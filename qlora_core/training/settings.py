@@ -69,12 +69,8 @@ def documentation() -> str:
         for name, entry in _FIELDS.items():
             if entry.metadata["group"] == title:
                 flag = f"`--{name.replace('_', '-')}`"
-                by_rule = "default:" in entry.metadata["help"]
-                default = (
-                    f"`{_default(entry)}`"
-                    if _default(entry)
-                    else ("by rule" if by_rule else "none")
-                )
+                unset = "by rule" if "default:" in entry.metadata["help"] else "none"
+                default = f"`{_default(entry)}`" if _default(entry) else unset
                 default = "required" if _required(entry) else default
                 text = entry.metadata["help"]
                 if entry.metadata.get("choices"):

@@ -50,24 +50,24 @@ bench: speed speed-vocabulary speed-1b speed-neox speed-gsm8k speed-alpaca slope
 	$(PYTHON) benchmarks/quality.py
 
 speed: setup
-	$(SPEED) --rounds 5 --batches 2 --output $(RESULTS)/speed.json
+	$(SPEED) --rounds 3 --batches 2 --output $(RESULTS)/speed.json
 
 speed-vocabulary: setup
-	$(SPEED) --vocabulary 128256 --rounds 3 --output $(RESULTS)/speed-vocabulary.json \
+	$(SPEED) --vocabulary 128256 --rounds 2 --output $(RESULTS)/speed-vocabulary.json \
 	  --only "TRL default; TRL at its best; $(PAIR); ours, recomputing; ours"
 
 speed-1b: setup
-	$(SPEED) --shape 1b --rounds 3 --output $(RESULTS)/speed-1b.json \
+	$(SPEED) --shape 1b --rounds 2 --output $(RESULTS)/speed-1b.json \
 	  --only "TRL default; TRL at its best; $(PAIR); ours, recomputing; ours"
 
 speed-neox: setup
-	$(SPEED) --family gpt_neox --rounds 3 --batches 2 --output $(RESULTS)/speed-neox.json
+	$(SPEED) --family gpt_neox --rounds 2 --output $(RESULTS)/speed-neox.json
 
 speed-gsm8k speed-alpaca: speed-%: setup
 	$(SPEED) --lengths $* --rounds 3 --batches 2 --output $(RESULTS)/speed-$*.json
 
 slopes: setup
-	$(PYTHON) -m benchmarks.slopes --output $(RESULTS)/slopes.json
+	$(PYTHON) -m benchmarks.slopes --tokens 256,1024,2048,4096,8192 --seconds 400 --output $(RESULTS)/slopes.json
 
 convergence: setup
 	$(PYTHON) -m benchmarks.convergence --output $(RESULTS)/convergence.json

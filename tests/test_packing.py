@@ -11,7 +11,12 @@ import pytest
 import torch
 from test_head import FAMILIES, adapted, batch, build, gradients
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+)
 
 from qlora_core.kernels import packing
 from qlora_core.kernels.head_probe import Unfit, find_head
@@ -236,6 +241,30 @@ def test_a_probe_that_runs_out_of_memory_ends_the_run_instead_of_taking_a_road_w
     parts.decoder.forward = lambda position_ids, **_: [][0]
     with pytest.raises(Unfit, match="takes no packed samples"):
         packing.prepare(model.get_base_model(), parts, nullcontext)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_kernels_for_several_lengths_come_first_where_they_are_proven(
+    works: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As flash-attn's on a GPU; here one of our own takes their place, whole or broken."""
+
+    def kernel(module: Any, query: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        out, none = packing.segment_attention(module, query, *rest, **named)
+        return (out if works else out.flip(1)), none
+
+    name = f"varlen that {'works' if works else 'mixes samples'}"
+    AttentionInterface.register(name, kernel)
+    AttentionMaskInterface.register(name, row_mask)
+    monkeypatch.setattr(packing, "varlen_kernels", lambda _: ("not installed", name))
+    model = build("llama")
+    run = Run(tmp_path, new_record())
+    road = choose_road(run, model, Precision(torch.device("cuda")), plain=False)
+    assert road.packed
+    assert run.record["fast_path"]["attention"] == (name if works else "qlora_core_rows")
+    torch.testing.assert_close(
+        road.loss(model, batch()), summed_loss(model, batch()), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_where_samples_begin_is_asked_of_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
 
 from qlora_core.kernels.head_probe import LabelHead, Unfit, evaluating, refusing
 from qlora_core.kernels.row_mask import RowMask, computing, row_mask
@@ -123,7 +124,11 @@ def _own_part(mask: RowMask | Tensor, first: int, last: int) -> Tensor | None:
 def prepare(
     base: Any, parts: LabelHead, autocast: Callable[[], AbstractContextManager[object]]
 ) -> None:
-    """Let ``base`` compute packed samples, or leave it as it was and raise Unfit."""
+    """Let ``base`` compute packed samples, or leave it as it was and raise Unfit.
+
+    Where transformers would attend by SDPA, the first of these that is proven: kernels for
+    samples of several lengths, sample by sample without a mask, sample by sample with one.
+    """
     before = getattr(base.config, "_attn_implementation", None)
     if before != "sdpa":
         _require_packing(base, parts, autocast)
@@ -131,15 +136,27 @@ def prepare(
     for name, mask in MASKS.items():
         AttentionInterface.register(name, segment_attention)
         AttentionMaskInterface.register(name, mask)
-        base.set_attn_implementation(name)
+    refusal = Unfit("it knows no attention that keeps samples apart")
+    for name in (*varlen_kernels(base), *MASKS):
         try:
+            with refusing(f"its attention cannot be {name}"):
+                base.set_attn_implementation(name)
             _require_packing(base, parts, autocast)
-        except Unfit:
+        except Unfit as reason:
+            refusal = reason
             base.set_attn_implementation(before)
-            if mask is sdpa_mask:
-                raise
         else:
             return
+    raise refusal
+
+
+def varlen_kernels(base: Any) -> tuple[str, ...]:
+    """Transformers' names of the installed kernels that take samples of several lengths at once.
+
+    flash-attn's, on CUDA; never one that would have to be downloaded.
+    """
+    on_cuda = base.get_input_embeddings().weight.device.type == "cuda"
+    return ("flash_attention_2",) if on_cuda and is_flash_attn_2_available() else ()
 
 
 def _require_packing(

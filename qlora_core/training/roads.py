@@ -89,7 +89,8 @@ def _pack(run: Run, model: Any, parts: LabelHead, precision: Precision) -> bool:
     except Unfit as reason:
         _note(run, "padded-batches", "samples are padded, not packed", reason)
         return False
-    run.record["fast_path"]["batches"] = "packed"
+    attention = model.get_base_model().config._attn_implementation
+    run.record["fast_path"] |= {"batches": "packed", "attention": attention}
     return True
 
 

@@ -206,7 +206,10 @@ def test_both_sides_of_the_curves_start_alike_and_stay_together(
     monkeypatch.setattr(convergence, "HELD_OUT", 4)
     given = convergence.arguments(["--data", "alpaca", "--steps", "2", "--seeds", "1"])
     found = convergence.run(given, tmp_path)["data"]["alpaca"]["pairs"][0]
-    assert found["road"] == {"head": "label-only", "batches": "packed", "layers": "5 of 5 by hand"}
+    assert found["road"] == {
+        "head": "label-only", "batches": "packed", "attention": "qlora_core_rows",
+        "layers": "5 of 5 by hand",
+    }  # fmt: skip
     first, second = (found[side]["training"] for side in ("ours", "plain"))
     assert first == pytest.approx(second, rel=2e-3)
     assert [step for step, _ in found["ours"]["held_out"]] == [2]

@@ -30,6 +30,7 @@ from qlora_core.models.quantization import family_skips
 from qlora_core.models.quantization_report import QuantizationReport, count_quantized
 from qlora_core.models.quantizer import QloraConfig, prepare_for_training
 from qlora_core.models.remote_code import Trust, how_to_allow, require_trusted
+from qlora_core.models.rotations import set_rotations
 from qlora_core.models.skeleton import completed, own_part, register_classes
 from qlora_core.registry.detect import detect, installed
 from qlora_core.registry.detection import Detection
@@ -275,7 +276,7 @@ def _clear_loading_errors(name: str) -> Iterator[None]:
 def _read_weights(folder: Path, name: str, *, config: Any, **settings: Any) -> Any:
     """The model and what transformers says of the tensors that it found, missed or left over."""
     with _clear_loading_errors(name), quiet_loading(), reading_not_mapping():
-        return _auto_class(config).from_pretrained(
+        model, found = _auto_class(config).from_pretrained(
             folder,
             config=own_part(config),
             use_safetensors=True,
@@ -283,6 +284,8 @@ def _read_weights(folder: Path, name: str, *, config: Any, **settings: Any) -> A
             output_loading_info=True,
             **settings,
         )
+    set_rotations(model)
+    return model, found
 
 
 def _name_origin(model: Any, name: str) -> None:

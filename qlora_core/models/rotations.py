@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import nn
 
+log = logging.getLogger("qlora-core")
+
 
 def set_rotations(model: nn.Module) -> list[str]:
     """Give rotary embeddings the buffers that they are built with; the paths of those that had
-    others.
+    others, which are logged.
 
     Transformers computes them anew after loading, in ``_init_weights``; some classes of 5.0
     (RecurrentGemma) override that without doing so, and hold whatever lay in memory.
@@ -31,4 +34,6 @@ def set_rotations(model: nn.Module) -> list[str]:
             if not torch.equal(expected.to(buffer), buffer):
                 buffer.copy_(expected)
                 mended.append(f"{path}.{name}")
+    if mended:
+        log.info("rotary frequencies that loading had left unset: %s", ", ".join(mended))
     return mended

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exams.forks import fork
+
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false",
 }  # fmt: skip
@@ -70,7 +72,7 @@ def _figures(place: Path, code: int) -> Figures | str | None:
 
 def _forked(task: Task, place: Path) -> int:
     """The process id of a child that performs the task and leaves its figures in ``place``."""
-    child = os.fork()
+    child = fork()
     if child:
         return child
     code = 1

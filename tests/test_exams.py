@@ -7,17 +7,20 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 if sys.platform == "win32":
     pytest.skip("the exams fork, and use alarms and pipes of Unix", allow_module_level=True)
 
 from exams import results
+from exams.forks import fork
 from exams.soak.guards import GUARDS
 from exams.suite import Case, Suite, Unavailable, main
 
@@ -172,3 +175,37 @@ def test_the_documents_tell_the_figures_that_were_kept() -> None:
     rows = r"\| [\w -]+ \| [\d,]+ \| [\d,]+ \| [\d,]+ \| ([\d,]+ of [\d,]+)? \|"
     told = [line for line in DOCS.read_text("utf-8").splitlines() if re.fullmatch(rows, line)]
     assert sorted(told) == sorted(results.table(SOAK, list(kept(SOAK)))[2:])
+
+
+def test_threads_of_a_fork_may_compute_at_once() -> None:
+    """After `os.fork` alone, in some two of three such forks PyTorch has no pool for a thread."""
+    values = torch.ones(200_000)
+    torch.set_num_threads(torch.get_num_threads())  # makes the pool that forks lose
+    codes = []
+    for _ in range(20):
+        child = fork()
+        if not child:
+            os._exit(failures_of_threads(values.bfloat16))
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert codes == [0] * 20
+
+
+def failures_of_threads(work: Callable[[], object], count: int = 8) -> int:
+    """How many of ``count`` threads fail that begin ``work`` together."""
+    sys.setswitchinterval(1e-6)
+    gate = threading.Barrier(count)
+    failed = []
+
+    def begin() -> None:
+        gate.wait()
+        try:
+            work()
+        except RuntimeError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(failed)

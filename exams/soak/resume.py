@@ -7,6 +7,7 @@ import dataclasses
 import os
 import random
 import shutil
+import traceback
 from collections.abc import Iterator
 from itertools import count as counting
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from exams.forks import fork
 from exams.soak import small
 from exams.suite import Case, Suite, defined_in
 from qlora_core.errors import BadInput, TrainingStopped
@@ -119,10 +121,12 @@ def _stop(settings: TrainSettings, step: int, *, by_signal: bool) -> None:
         with contextlib.suppress(TrainingStopped):
             small.run(given, small.Stopper(step))
         return
-    child = os.fork()
+    child = fork()
     if not child:
         try:
             small.run(given, Death(step))
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

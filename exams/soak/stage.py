@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from exams.forks import fork
 from exams.soak import faults
 from exams.soak.faults import Fault
 from exams.soak.warm import registry
@@ -149,7 +150,7 @@ class Stage:
         cells = Cells.from_buffer(mmap.mmap(-1, mmap.PAGESIZE))
         screen = self.folder.with_name(f"screen-{time.monotonic_ns()}")
         screen.touch()
-        pid = os.fork()
+        pid = fork()
         if not pid:
             code = 70
             try:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from accelerate import PartialState
 
+from exams.forks import fork
 from exams.soak import small
 from qlora_core.errors import QloraError
 from qlora_core.training.schema import TrainSettings
@@ -49,7 +50,7 @@ def side_by_side(work: Callable[[int], object], logs: Path, count: int) -> list[
     children = {}
     for rank in range(count):
         log = logs / f"rank {rank}.log"
-        child = os.fork()
+        child = fork()
         if not child:
             _become(rank, count, port, log)
             os._exit(_code_of(work, rank))

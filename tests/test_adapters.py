@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def llama(folder: Path) -> Any:
-    return load_model(folder, device="cpu").model
+    return load_model(folder, device="cpu", compute_dtype=torch.bfloat16).model
 
 
 def adapted(model: nn.Module) -> set[str]:

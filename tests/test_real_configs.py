@@ -25,9 +25,9 @@ def test_the_family_and_its_targets_are_found(real: Real) -> None:
 
 @names
 def test_the_skeleton_has_the_published_size_and_agrees_with_the_family(real: Real) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     found = with_structure(detect(real.config), rank=16)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert found.coverage is not None
     assert found.trainable_parameters is not None
     base = found.trainable_parameters["count"] * (1 / found.trainable_parameters["fraction"] - 1)

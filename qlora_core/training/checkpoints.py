@@ -71,6 +71,7 @@ def save_checkpoint(
 def load_checkpoint(path: Path, model: PeftModel, optimizer: Optimizer) -> dict[str, Any]:
     """Put adapter and optimizer back as they were saved at ``path`` and return the state.
 
+    What was set of the optimizer (rate, weight decay) stays: a resumed run may have changed it.
     Raises CheckFailed where the tensors are not those of this model.
     """
     load_adapter(path, model)
@@ -79,7 +80,7 @@ def load_checkpoint(path: Path, model: PeftModel, optimizer: Optimizer) -> dict[
     optimizer.load_state_dict(
         {
             "state": {int(index): values for index, values in state.items()},
-            "param_groups": facts["param_groups"],
+            "param_groups": optimizer.state_dict()["param_groups"],
         }
     )
     return read_state(path)
@@ -147,7 +148,7 @@ def write_adapter(folder: Path, model: PeftModel, tensors: Mapping[str, Tensor])
 def newest_valid(folder: Path, run_id: str) -> tuple[Path | None, list[Refused]]:
     """The newest whole checkpoint of run ``run_id``, and the newer ones that were passed over."""
     refused: list[Refused] = []
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(all_in(folder)):
         reason = files.damage(path) or files.stranger(path, run_id)
         if reason is None:
             return path, refused
@@ -163,7 +164,7 @@ def retain(folder: Path, keep: int, run_id: str, protected: Iterable[int] = ()) 
     """
     spared = set(protected)
     kept = 0
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(all_in(folder)):
         if files.stranger(path, run_id):
             continue
         if kept < keep and files.damage(path) is None:
@@ -173,7 +174,8 @@ def retain(folder: Path, keep: int, run_id: str, protected: Iterable[int] = ()) 
                 files.discard(path)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def all_in(folder: Path) -> list[Path]:
+    """The checkpoints of ``folder``, whole or not, oldest first."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((p for p in found if _NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
 

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from qlora_core.errors import CheckFailed, TrainingStopped
 from qlora_core.models.peak_memory import peak_memory_bytes, reset_peak_memory
@@ -63,7 +63,7 @@ class Loop:
 
     model: nn.Module
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: LambdaLR
     precision: Precision
     processes: Processes = field(default_factory=Processes)
     max_gradient_norm: float = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -86,6 +86,30 @@ def build_optimizer(
 def warmup_steps(warmup: float, total: int) -> int:
     """``warmup`` as steps: a share of ``total`` below 1, else the number itself."""
     return round(warmup * total) if warmup < 1 else int(warmup)
+
+
+def restore_schedule(schedule: LambdaLR, state: dict[str, Any]) -> None:
+    """Go to the step of a ``schedule.state_dict()``, with the rates that are set now."""
+    schedule.load_state_dict({**state, "base_lrs": schedule.base_lrs})
+    rates = [
+        base * factor(schedule.last_epoch)
+        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
+
+
+def require_same_state(before: str | None, now: str) -> None:
+    """Raise BadInput where the optimizer ``now`` cannot go on from the state of ``before``.
+
+    Both are names of `optimizer_name`; those of one kind differ in where their state lies.
+    """
+    if before is not None and before.removeprefix("paged_") != now.removeprefix("paged_"):
+        raise BadInput(
+            f"the checkpoints hold the state of {before}, from which {now} cannot go on",
+            f"resume with --optimizer {before}, or start a run in another folder",
+        )
 
 
 def build_schedule(optimizer: Optimizer, *, name: str, warmup: float, total: int) -> LambdaLR:

@@ -6,6 +6,7 @@ from qlora_core.models.checkpoint import fetch
 from qlora_core.models.trained import base_hash
 from qlora_core.training import checkpoints
 from qlora_core.training.identity import free_changes, identity, require_same
+from qlora_core.training.optimizers import optimizer_name, require_same_state
 from qlora_core.training.processes import Processes
 from qlora_core.training.progress import Progress
 from qlora_core.training.runs import Run
@@ -31,9 +32,12 @@ def require_same_run(
     now = identity(inputs, base=base, processes=processes.count)
     before = run.record.get("identity", now)
     differences = require_same(before, now, given.allow_change)
+    recorded = run.record.get("settings", {})
+    if checkpoints.all_in(run.checkpoints):
+        require_same_state(recorded.get("optimizer"), optimizer_name(given, inputs.device))
     for difference in differences:
         run.note("allowed-change", f"resumed with a change: {difference}", "as you allowed")
-    for change in free_changes(run.record.get("settings", {}), given):
+    for change in free_changes(recorded, given):
         progress.say(f"{change}; that does not change the result")
     run.record["identity"] = now
     return differences

@@ -18,6 +18,7 @@ from qlora_core.training.batches import Batches
 from qlora_core.training.evaluate import Evaluation, evaluate
 from qlora_core.training.loop import Loop, Step, finite
 from qlora_core.training.losses import Loss, summed_loss
+from qlora_core.training.optimizers import restore_schedule
 from qlora_core.training.position import Position
 from qlora_core.training.progress import Progress
 from qlora_core.training.runs import Run
@@ -119,7 +120,7 @@ class Session:
     def restore(self, path: Any) -> None:
         """Go on from the checkpoint at ``path``."""
         state = checkpoints.load_checkpoint(path, self.model, self.loop.optimizer)
-        self.loop.schedule.load_state_dict(state["schedule"])
+        restore_schedule(self.loop.schedule, state["schedule"])
         self.loop.precision.restore(state["scaler"])
         self.position = Position(**state["position"])
         self.saved_step = self.position.step

@@ -52,6 +52,14 @@ class TrainingStopped(QloraError):
     exit_code = 1
 
 
+class MemoryRanOut(BaseException):
+    """While quantizing; its cause says where.
+
+    No Exception: transformers keeps those of a conversion, goes on, and at the end speaks of
+    files that it could not convert.
+    """
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory ran out, on an accelerator or on the CPU."""
     if isinstance(error, MemoryError):

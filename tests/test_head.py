@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,30 @@ def test_in_bfloat16_its_gradient_is_as_exact_as_the_plain_one(name: str) -> Non
 
     fast = label_only_loss(find_head(model, autocast))
     assert 0 < error(fast) <= 1.1 * error(summed_loss)
+
+
+@pytest.mark.parametrize("certainty", [0.9, 0.999, 0.9999])
+def test_in_float16_what_a_certain_model_still_learns_is_not_lost(certainty: float) -> None:
+    """The loss is scaled after the head's gradient is made: as large as a scaler begins with."""
+    torch.manual_seed(0)
+    weight, hidden = ((torch.randn(8192, 64) + 1) / 8).half(), torch.randn(1, 64).half()
+    module = torch.nn.Linear(64, 8192, dtype=torch.float16)
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        logits = hidden.double() @ weight.double().T
+        odds = logits[0, 1:].logsumexp(0) - logits[0, 0]
+        module.bias.zero_()[0] = odds + math.log(certainty / (1 - certainty))
+    module.requires_grad_(False)
+    exact = hidden.double().requires_grad_()
+    wide = exact @ module.weight.double().T + module.bias.double()
+    torch.nn.functional.cross_entropy(wide, torch.tensor([0])).backward()
+    narrow = hidden.clone().float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = Head(module).summed_cross_entropy(narrow, torch.tensor([0]))
+    (65536 * loss).backward()
+    found = narrow.grad.double() / 65536
+    assert torch.cosine_similarity(found, exact.grad) > 0.9999
+    assert found.norm() == pytest.approx(float(exact.grad.norm()), rel=0.05)  # logits in float16
 
 
 @pytest.mark.parametrize(("name", "scale", "cap"), [

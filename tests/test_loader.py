@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from qlora_core import load
 from qlora_core.errors import BadInput, CheckFailed
+from qlora_core.kernels import nf4
 from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models import checkpoint
 from qlora_core.models.loader import LoadedModel, load_model
@@ -299,6 +300,25 @@ def test_too_little_room_is_said_before_the_download(tmp_path: Path) -> None:
         checkpoint.require_room("owner/model", 2**60, tmp_path / "not" / "there" / "yet")
     checkpoint.require_room("owner/model", 0, tmp_path)
     assert shutil.disk_usage(tmp_path).free > 0
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_memory_that_runs_out_while_quantizing_is_not_told_as_damaged_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers keeps what a conversion raises, and speaks of files in the end."""
+    folder = tiny.save(name, tmp_path)
+    tried = []
+
+    def full(*_: Any, **__: Any) -> None:
+        tried.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(nf4, "quantize", full)
+    monkeypatch.setattr(nf4, "quantize_parts", full)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        load_model(folder, device="cpu", compute_dtype=torch.bfloat16)
+    assert len(tried) == 1
 
 
 def test_left_out_layers_stop_the_load(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

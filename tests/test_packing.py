@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -277,3 +278,43 @@ def test_where_samples_begin_is_asked_of_the_device_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(tensor) or [])
     packing.bounds_of(bounds)
     assert not read
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_keys_of_several_queries_are_repeated_where_kernels_ask_for_it(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a T4 (here all kernels take groups): the same loss, and no groups asked for."""
+    model = build(family)
+    parts = find_head(model, nullcontext)
+    packing.prepare(model.get_base_model(), parts, nullcontext)
+    expected = packed_loss(parts)(model, batch())
+    asked = []
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        asked.append(named.get("enable_gqa", False) or query.shape[1] != key.shape[1])
+        return usual(query, key, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(packing, "_takes_groups", lambda _: False)
+    torch.testing.assert_close(packed_loss(parts)(model, batch()), expected)
+    assert asked
+    assert not any(asked)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "takes"),
+    [
+        ("cpu", torch.float32, None, True),
+        ("cuda", torch.float16, (7, 5), False),
+        ("cuda", torch.bfloat16, (8, 0), True),
+        ("cuda", torch.float32, (9, 0), False),
+    ],
+)
+def test_groups_of_queries_go_to_the_kernels_that_take_them(
+    device: str, dtype: torch.dtype, capability: Any, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    query = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    assert packing._takes_groups(query) is takes

@@ -14,13 +14,14 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import accumulate, pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
@@ -84,7 +85,7 @@ def packed_states(
 
 
 def segment_attention(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -101,6 +102,8 @@ def segment_attention(
         whole: tuple[Tensor, None]
         whole = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return whole
+    if not _takes_groups(query):
+        module, key, value = _without_groups(module, query, key, value)
     parts = []
     for first, last in pairwise(bounds_of(bounds)):
         own = slice(first, last)
@@ -108,6 +111,28 @@ def segment_attention(
         states = (tensor[:, :, own] for tensor in (query, key, value))
         parts.append(sdpa_attention_forward(module, *states, mask, **settings)[0])
     return torch.cat(parts, dim=1), None
+
+
+def _takes_groups(query: Tensor) -> bool:
+    """Whether a kernel that writes no scores out takes keys of several queries on its device.
+
+    On CUDA only flash attention does, in 16 bits and from Ampere on
+    (``check_batch_size_and_num_heads_dense`` in aten's sdp_utils_cpp.h).
+    """
+    if query.device.type != "cuda":
+        return True
+    autocast = torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda") if autocast else query.dtype
+    return dtype != torch.float32 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def _without_groups(
+    module: Any, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Any, Tensor, Tensor]:
+    """What transformers takes for an attention whose every query has keys of its own."""
+    groups = query.shape[1] // key.shape[1]
+    plain = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+    return plain, repeat_kv(key, groups), repeat_kv(value, groups)
 
 
 def _own_part(mask: RowMask | Tensor, first: int, last: int) -> Tensor | None:

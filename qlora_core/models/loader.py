@@ -15,7 +15,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from qlora_core.errors import BadInput, is_out_of_memory
+from qlora_core.errors import BadInput, MemoryRanOut, is_out_of_memory
 from qlora_core.facts.architecture import Architecture
 from qlora_core.models.checkpoint import (
     fetch,
@@ -263,6 +263,8 @@ def _clear_loading_errors(name: str) -> Iterator[None]:
     """BadInput in place of what transformers and safetensors raise for unusable files."""
     try:
         yield
+    except MemoryRanOut as error:
+        raise error.__cause__ or error from None
     except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise

@@ -23,7 +23,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationMethod
 
-from qlora_core.errors import BadInput
+from qlora_core.errors import BadInput, MemoryRanOut, is_out_of_memory
 from qlora_core.kernels import nf4
 from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.expert_loading import Parts, carrying, in_parts, unpacking
@@ -174,15 +174,22 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers ships no
         self, input_dict: dict[str, Any], model: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for name, value in input_dict.items():
-            module = model.get_submodule(name.rpartition(".")[0])
-            if isinstance(module, Linear4bit) and name.endswith(".weight"):
-                result |= self._linear(name, value, module, model=model, **kwargs)
-            elif self.hf_quantizer.param_needs_quantization(model, name):
-                result[name] = self._pack(value[0] if isinstance(value, list) else value)
-            else:
-                result[name] = value
+        try:
+            for name, value in input_dict.items():
+                result |= self._one(name, value, model=model, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise MemoryRanOut from error
+            raise
         return result
+
+    def _one(self, name: str, value: Any, *, model: Any, **kwargs: Any) -> dict[str, Any]:
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, Linear4bit) and name.endswith(".weight"):
+            return self._linear(name, value, module, model=model, **kwargs)
+        if self.hf_quantizer.param_needs_quantization(model, name):
+            return {name: self._pack(value[0] if isinstance(value, list) else value)}
+        return {name: value}
 
     def _linear(
         self, name: str, value: Any, module: Linear4bit, *, model: Any, **kwargs: Any

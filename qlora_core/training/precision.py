@@ -39,6 +39,7 @@ class Precision:
     def unscale(self, optimizer: Optimizer) -> None:
         """Make the gradients those of the loss itself."""
         if self.scaler.is_enabled():
+            self.scale(torch.zeros((), device=self.device))  # no sample of this step may be ours
             self.scaler.unscale_(optimizer)
 
     def update(self) -> None:
@@ -51,6 +52,6 @@ class Precision:
         return self.scaler.is_enabled() and self.scaler.get_scale() >= LOWEST_SCALE
 
     def restore(self, state: dict[str, float]) -> None:
-        """Go back to a state of ``scaler.state_dict()``."""
-        if self.scaler.is_enabled():
+        """Go back to a state of ``scaler.state_dict()``: empty after steps without scaling."""
+        if self.scaler.is_enabled() and state:
             self.scaler.load_state_dict(state)

@@ -267,3 +267,17 @@ def test_a_peak_is_remembered_and_can_be_reset() -> None:
     before = peak_memory_bytes(cpu)
     torch.ones(2**26)  # 256 MiB, freed at once
     assert peak_memory_bytes(cpu) >= before + 200 * 2**20
+
+
+@pytest.mark.parametrize(("family", "times"), [("llama", 1), ("gpt_neox", 2), ("falcon", 2)])
+def test_norms_of_torch_widen_what_follows_them_on_cuda(family: str, times: int) -> None:
+    """CUDA's autocast lists layer_norm and rms_norm under float32, the CPU's does not."""
+
+    def kept(**choice: Any) -> int:
+        source = tiny.family(family).example
+        plan = plan_memory(source, gradient_checkpointing=False, way=PLAIN, **choice)
+        return plan.terms[ACTIVATIONS]
+
+    assert kept(device="cuda") == pytest.approx(times * kept(device="cpu"), rel=1e-6)
+    wide = torch.float32
+    assert kept(device="cuda", compute_dtype=wide) == kept(device="cpu", compute_dtype=wide)

@@ -38,14 +38,16 @@ class Hardware:
     """The number a launcher gave this process on this machine (``LOCAL_RANK``)."""
 
     @classmethod
-    def observe(cls, environ: Mapping[str, str] = os.environ) -> Hardware:
-        """The machine this process runs on."""
+    def observe(
+        cls, environ: Mapping[str, str] = os.environ, *, device: torch.device | None = None
+    ) -> Hardware:
+        """The machine this process runs on; what ``device`` computes in, else the current one."""
         kind = _usable_accelerator()
         rank = environ.get("LOCAL_RANK", "")
         return cls(
             accelerator=kind,
             count=torch.accelerator.device_count() if kind else 0,
-            native_bf16=kind is not None and _accelerator_has_bf16(kind),
+            native_bf16=kind is not None and _accelerator_has_bf16(kind, device),
             cpu_bf16=_cpu_has_bf16(),
             unused_gpus=0 if kind else _gpus_of_the_driver(),
             torch_build=torch.__version__,
@@ -86,7 +88,7 @@ def choose_compute_dtype(device: torch.device, *, hardware: Hardware | None = No
 
     float16 goes with float32 adapters and loss scaling.
     """
-    hardware = Hardware.observe() if hardware is None else hardware
+    hardware = Hardware.observe(device=device) if hardware is None else hardware
     if device.type == "cpu":
         return torch.bfloat16 if hardware.cpu_bf16 else torch.float32
     if hardware.native_bf16:
@@ -149,9 +151,10 @@ def _usable_accelerator() -> str | None:
     return str(accelerator.type)
 
 
-def _accelerator_has_bf16(kind: str) -> bool:
+def _accelerator_has_bf16(kind: str, device: torch.device | None) -> bool:
     if kind == "cuda" and torch.version.hip is None:
-        return torch.cuda.get_device_capability() >= (8, 0)
+        asked = device if device is not None and device.type == kind else None
+        return torch.cuda.get_device_capability(asked) >= (8, 0)
     probe = getattr(torch.get_device_module(kind), "is_bf16_supported", None)
     return bool(probe and probe())
 

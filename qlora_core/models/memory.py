@@ -139,7 +139,9 @@ class Planner:
     double_quantization: bool
     optimizer: str
     wide: int
-    """Bytes of an activation."""
+    """Bytes of what is neither in 4 bits nor trained."""
+    scale: float
+    """The size of an activation over that in 16 bits."""
     device: str
 
     @classmethod
@@ -156,12 +158,14 @@ class Planner:
         chosen = select_layers(skeleton, found.architecture, targets)
         layers = ((path, _within(path, structure.layers)) for path in chosen.modules)
         counts = Counter(layer for _, layer in layers if layer)
+        wide = 4 if compute_dtype == torch.float32 else 2
+        widened = device == "cuda" and _norms_by_torch(skeleton, structure)
         return cls(
             skeleton=skeleton, structure=structure, packed=packed, rest=rest,
             adapted=_adapter_parameters(skeleton, chosen, rank),
             ranks={layer: rank * count for layer, count in counts.items()},
             double_quantization=double_quantization, optimizer=optimizer,
-            wide=4 if compute_dtype == torch.float32 else 2, device=device,
+            wide=wide, scale=2.0 if widened else wide / 2, device=device,
         )  # fmt: skip
 
     def suppose(self, load: Load, way: Way, *, gradient_checkpointing: bool) -> MemoryPlan:
@@ -178,7 +182,7 @@ class Planner:
         tokens = load.packed_tokens if way.packed else load.tokens
         layers = layers_of(self.structure, self.skeleton, way, self.ranks)
         work, dense = self._of_layer(layers, tokens, load.length, again=gradient_checkpointing)
-        kept = self._scale * sum(
+        kept = self.scale * sum(
             layer.kept(tokens, load.length, again=gradient_checkpointing) for layer in layers
         )
         buffer = dense if way.by_hand or way.fused else 0.0
@@ -207,23 +211,19 @@ class Planner:
             wasted=share,
         )
 
-    @property
-    def _scale(self) -> float:
-        return self.wide / 2
-
     def _of_layer(
         self, layers: list[LayerMemory], tokens: int, length: int, *, again: bool
     ) -> tuple[float, float]:
         """Bytes of the heaviest layer's work, and of the most weights dequantized at once."""
         work = max((layer.work(tokens, length, again=again) for layer in layers), default=0.0)
         dense = max((layer.dense for layer in layers), default=0)
-        return self._scale * work, dense * BYTES_PER_DENSE_WEIGHT
+        return self.scale * work, dense * BYTES_PER_DENSE_WEIGHT
 
     def _head(self, way: Way, load: Load, tokens: int) -> float:
         vocabulary, hidden = self.skeleton.get_input_embeddings().weight.shape
         return head_bytes(
             way, tokens=tokens, learned=load.learned, hidden=hidden, vocabulary=vocabulary,
-            scale=self._scale,
+            scale=self.scale,
         )  # fmt: skip
 
     def _kernels(self, lengths: int | None, each: int) -> float:
@@ -241,6 +241,16 @@ def _words(way: Way, layers: list[LayerMemory]) -> str:
     samples = "packed samples" if way.packed else "padded samples"
     own = f"{by_hand} of {len(layers)} layers by hand" if by_hand else "layers by their own code"
     return f"the fast road: {head}, {samples}, {own}"
+
+
+def _norms_by_torch(skeleton: nn.Module, structure: Structure) -> bool:
+    """Whether its layers hold norms that CUDA's autocast computes in float32, as it does torch's.
+
+    What follows them stays in it: a 4-bit layer answers in its input's dtype. Norms that a
+    model writes out itself (Llama's) cast back.
+    """
+    inside = (m for path in structure.layers for m in skeleton.get_submodule(path).modules())
+    return any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in inside)
 
 
 def _within(path: str, layers: Collection[str]) -> str | None:

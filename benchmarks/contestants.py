@@ -8,80 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import peft
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoTokenizer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from benchmarks.batches import BATCH, flattened, unpadded
+from benchmarks.field import BY_HAND, Field, optimizer_of, train
 from benchmarks.measuring import RANK, Batch, Contestant
 from benchmarks.models import lora, theirs
 from qlora_core.kernels import fast_layers, fast_linears, packing
 from qlora_core.kernels.fast_layers import FastLayers
 from qlora_core.kernels.head_probe import LabelHead, Unfit, find_head
-from qlora_core.models.adapters import attach, enable_checkpointing
+from qlora_core.models.adapters import attach
 from qlora_core.models.loader import load_model
 from qlora_core.training.losses import Loss, label_only_loss, learned_tokens, summed_loss
-from qlora_core.training.precision import Precision
 from qlora_core.training.roads import packed_loss
-
-
-@dataclass
-class Field:
-    """Where contestants meet: an NF4 model on disk, a device, and who could not come."""
-
-    folder: Path
-    device: torch.device
-    absent: dict[str, str] = field(default_factory=dict)
-    """Contestant -> why it does not run here."""
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Of the model on disk."""
-        return AutoTokenizer.from_pretrained(self.folder)
-
-    @cached_property
-    def precision(self) -> Precision:
-        """bfloat16, by autocast."""
-        return Precision(self.device, torch.bfloat16)
-
-
-def optimizer_of(model: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-
-
-def recompute(base: Any, on: bool) -> None:
-    """Whether layers of transformers' code are computed again in the backward pass."""
-    if on:
-        enable_checkpointing(base)
-    else:
-        base.gradient_checkpointing_disable()
-
-
-def train(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    loss: Callable[[Batch], Tensor],
-    batches: list[Batch],
-    *,
-    checkpointing: bool = False,
-    ready: Callable[[], None] = lambda: None,
-) -> None:
-    """A step per batch; ``ready`` comes first. Layers by hand recompute by themselves."""
-    recompute(model.get_base_model(), checkpointing)
-    ready()
-    for batch in batches:
-        torch.autograd.backward(loss(batch))
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def trl_contestants(place: Field) -> dict[str, Contestant]:
@@ -206,10 +154,13 @@ def our_contestants(place: Field) -> dict[str, Contestant]:
         "ours padded, recomputing": ours.run(label_only_loss(ours.parts), checkpointing=True),
     }
     try:
-        packed, fast = ours.pack(), ours.layers_by_hand()
+        packed = ours.pack()
+        if place.device.type not in BY_HAND:
+            return found | _by_own_layers(place, ours, packed)
+        fast = ours.layers_by_hand()
     except Unfit as reason:
-        by_hand = set(NAMES["ours"]) - set(found)
-        place.absent |= dict.fromkeys(sorted(by_hand), f"no layer by hand: {reason}")
+        left = set(NAMES["ours"]) - set(found)
+        place.absent |= dict.fromkeys(sorted(left), f"its layers stay as they are: {reason}")
         return found
 
     def hand(room: float, compiled: bool) -> Contestant:
@@ -223,8 +174,20 @@ def our_contestants(place: Field) -> dict[str, Contestant]:
     }
 
 
+def _by_own_layers(place: Field, ours: Ours, packed: Loss) -> dict[str, Contestant]:
+    """What a run does on a GPU: label-only head and packed rows, no more."""
+    eager = ("ours eager, recomputing", "ours eager")
+    place.absent |= dict.fromkeys(eager, f"nothing is compiled on {place.device.type}: it is ours")
+    return {
+        "ours, recomputing": ours.run(packed, checkpointing=True),
+        "ours": ours.run(packed, checkpointing=False),
+    }
+
+
 def generic_contestants(place: Field) -> dict[str, Contestant]:
     """A family without a layer by hand: label-only head, packed rows, linear layers fused."""
+    if place.device.type not in BY_HAND:
+        raise Unfit(f"no linear layers are fused on {place.device.type}: it is ours")
     ours = Ours.opened(place)
     packed = ours.pack()
     ours.fuse_linears()

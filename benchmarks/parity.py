@@ -99,8 +99,8 @@ def mean_loss(model: Any, rows: list[Any], collate: Any) -> float:
     model.eval()
     total, count = 0.0, 0
     for at in range(0, len(rows), 8):
-        batch = collate(rows[at : at + 8])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch = {k: v.to(model.device) for k, v in collate(rows[at : at + 8]).items()}
+        with torch.autocast(model.device.type, dtype=torch.bfloat16):
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         labels = batch["labels"][:, 1:].flatten()
         loss = torch.nn.functional.cross_entropy(

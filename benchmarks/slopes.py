@@ -29,7 +29,8 @@ import psutil
 import torch
 
 from benchmarks.batches import made_sample, placed
-from benchmarks.contestants import ALL, Field, contestants
+from benchmarks.contestants import ALL, contestants
+from benchmarks.field import Field
 from benchmarks.measuring import Batch, Contestant, measure, surroundings, write
 from benchmarks.models import SHAPES, config_of, make_model
 from qlora_core.data.collate import collator

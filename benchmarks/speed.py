@@ -31,8 +31,9 @@ import torch
 
 from benchmarks.bars import case_of, line, peak, verdicts
 from benchmarks.batches import BATCH, LENGTHS, collated, make_samples, sizes
-from benchmarks.contestants import ALL, COMPILED, Field, contestants
+from benchmarks.contestants import ALL, COMPILED, contestants
 from benchmarks.elsewhere import UNSLOTH, Elsewhere, absent
+from benchmarks.field import Field
 from benchmarks.limit import product_rate, useful_operations
 from benchmarks.measuring import Batch, Seen, as_json, measure, spread, surroundings, write
 from benchmarks.models import FAMILIES, SHAPES, config_of, make_model

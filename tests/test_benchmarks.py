@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 pytest.importorskip("trl", reason="TRL is one of the contestants")
 
 from benchmarks import bars, batches, convergence, elsewhere, limit, loading, plot, slopes, speed
-from benchmarks.contestants import ALL, Field, contestants, trl_step
+from benchmarks.contestants import ALL, contestants, trl_step
+from benchmarks.field import Field
 from benchmarks.measuring import Seen, measure
 from benchmarks.models import SHAPES, config_of, make_model, write_checkpoint
 from benchmarks.svg import Axis
@@ -67,6 +68,21 @@ def test_every_contestant_takes_a_step(place: Field, monkeypatch: pytest.MonkeyP
     assert len(losses) == len(runs)
     for name, loss in zip(runs, losses, strict=True):  # adapters hardly move in a step
         assert loss == pytest.approx(losses[0], rel=0.01), name
+
+
+def test_where_runs_take_no_layers_by_hand_ours_is_what_runs_take(
+    place: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the head and packed rows alone."""
+    monkeypatch.setattr("benchmarks.contestants.BY_HAND", ())
+    here = Field(place.folder, place.device)
+    runs = contestants(here, [name for name in ALL if name.startswith("ours")])
+    assert list(runs) == [
+        "ours --plain, recomputing", "ours padded, recomputing", "ours, recomputing", "ours",
+    ]  # fmt: skip
+    assert {name for name in ALL if name.startswith("ours")} == {*runs, *here.absent}
+    for run in runs.values():
+        assert measure(run, [toy_batch()]).wall > 0
 
 
 def test_trl_at_its_best_trains_on_the_same_tokens_and_labels(place: Field) -> None:

@@ -131,6 +131,31 @@ def test_an_unusable_settings_file_is_refused(tmp_path: Path, name: str) -> None
         settings_from(tmp_path / name, NEEDED)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rank: 8\nlora: 1\nrank: 4\n", "rank stands twice, on line 1 and again on line 3"),
+        ("rank: 8\n'rank': 4\n", "rank stands twice, on line 1 and again on line 2"),
+        ("{rank: 8, rank: 4}\n", "rank stands twice, on line 1 and again on line 1"),
+        ("columns:\n  q: user\n  q: assistant\n", "q stands twice, on line 2 and again on line 3"),
+        ("block: [{a: 1, a: 2}]\n", "a stands twice"),
+    ],
+)
+def test_a_yaml_key_that_stands_twice_is_refused_with_its_lines(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    file = written(tmp_path, text, "run.yaml")
+    with pytest.raises(BadInput) as caught:
+        settings_from(file, NEEDED)
+    assert f"{file}: {said}" in caught.value.problem
+
+
+def test_the_same_yaml_key_in_two_mappings_is_no_key_twice(tmp_path: Path) -> None:
+    text = "columns: &all {q: user, a: assistant}\nmodel: q\nblock: [q, q]\n"
+    settings = settings_from(written(tmp_path, text, "run.yaml"), {**NEEDED, "model": "m"})
+    assert settings.columns == {"q": "user", "a": "assistant"}
+
+
 def test_settings_need_no_torch() -> None:
     code = "import sys, qlora_core.training.settings; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -113,6 +113,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     import yaml
 
     try:
+        _no_key_twice(path, yaml.compose(text, Loader=yaml.SafeLoader))
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise BadInput(f"{path} is not valid YAML: {error}", "correct that line") from None
@@ -120,6 +121,29 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         raise BadInput(f"{path} holds a {type(values).__name__}", "write lines of KEY: VALUE")
     # YAML 1.1 reads 1e-4 as text: a number without a dot
     return {k: _number_in_disguise(k, v) for k, v in (values or {}).items() if v is not None}
+
+
+def _no_key_twice(path: Path, root: Any) -> None:
+    """Raise BadInput where a mapping of the YAML tree holds a key twice: the last would win."""
+    left, seen = [root], set[int]()
+    while left:
+        node = left.pop()
+        if id(node) in seen or not isinstance(getattr(node, "value", None), list):
+            continue
+        seen.add(id(node))  # an alias is the node that it stands for
+        if node.id == "sequence":
+            left += node.value
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            left += (key, value)
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise BadInput(
+                    f"{path}: {name} stands twice, on line {lines[name]} and again on line {line}",
+                    "keep the one that is meant",
+                )
+            lines[name] = line
 
 
 def _number_in_disguise(key: Any, value: Any) -> Any:

@@ -129,6 +129,22 @@ def test_a_data_set_is_read_and_what_cannot_be_says_why(
     assert "check the spelling" in mistyped
 
 
+def test_text_of_a_data_set_that_is_not_utf8_is_named_by_its_row(
+    hub: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 2, 4)))
+    column = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"q0\xff\xfe")])
+    parquet.write_table(pa.table({"question": column}), tmp_path / "made.parquet")
+    monkeypatch.setitem(FILES, "data/train.parquet", (tmp_path / "made.parquet").read_bytes())
+    for name in [name for name in FILES if name.endswith("jsonl")]:
+        monkeypatch.delitem(FILES, name)
+    (answer,) = read(hub.server_port, tmp_path / "home", "owner/set")
+    assert "owner/set:train:2: the row holds bytes that are not UTF-8" in answer
+
+
 def test_offline_asks_nobody_and_finds_what_is_there(
     hub: ThreadingHTTPServer, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -221,6 +222,98 @@ def test_keys_that_parquet_made_up_are_not_there(tmp_path: Path) -> None:
     rows = [row.values for row in read_rows(path).rows]
     assert rows[0] == {"call": {"name": "f", "arguments": {"x": 1}}, "note": None}
     assert rows[1] == {"call": {"name": "g", "arguments": {}}, "note": "n"}
+
+
+def not_utf8(path: Path, texts: list[bytes], **more: list[Any]) -> str:
+    """A Parquet file whose column ``text`` holds these bytes, UTF-8 or not."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    starts = [sum(map(len, texts[:number])) for number in range(len(texts) + 1)]
+    offsets = pa.py_buffer(b"".join(start.to_bytes(4, "little") for start in starts))
+    column = pa.Array.from_buffers(
+        pa.string(), len(texts), [None, offsets, pa.py_buffer(b"".join(texts))]
+    )
+    nested = pa.StructArray.from_arrays([pa.ListArray.from_arrays(
+        pa.array(range(len(texts) + 1), pa.int32()), column)], names=["inner"])  # fmt: skip
+    columns = {"text": column, **({"nested": nested} if more.get("nested") else {})}
+    parquet.write_table(pa.table(columns), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("nested", [[], [True]])
+def test_parquet_text_that_is_not_utf8_is_a_bad_row(tmp_path: Path, nested: list[Any]) -> None:
+    source = not_utf8(tmp_path / "a.parquet", [b"one", b"caf\xe9", b"two", b"\xff"], nested=nested)
+    problem = refusal(source)
+    assert "2 bad rows, 2 good" in problem
+    assert f'{source}:2: "text" holds bytes that are not UTF-8' in problem
+    side = tmp_path / "skipped.jsonl"
+    rows = read_rows(source, skip_bad=True, side_file=side)
+    assert [(row.line, row.values["text"]) for row in rows.rows] == [(1, "one"), (3, "two")]
+    assert rows.files[0].rows == 4
+    skipped = [json.loads(line)["row"] for line in side.read_text("utf-8").splitlines()]
+    assert [row["text"] for row in skipped] == ["caf\\xe9", "\\xff"]
+    if nested:
+        assert skipped[0]["nested"] == {"inner": ["caf\\xe9"]}
+
+
+def test_a_parquet_value_that_python_has_no_form_for_is_a_bad_row(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    when = pa.array([0, 2**62], pa.timestamp("us"))
+    parquet.write_table(pa.table({"text": ["a", "b"], "when": when}), tmp_path / "a.parquet")
+    assert 'a.parquet:2: "when" cannot be read' in refusal(str(tmp_path / "a.parquet"))
+
+
+def test_a_parquet_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.Table.from_arrays(columns, names=["text", "text"]), path)
+    assert f"{path}: the column 'text' stands twice" in refusal(str(path))
+
+
+def folder_of(path: Path, *names: str) -> Path:
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(GOOD[0])
+    return path
+
+
+@pytest.mark.parametrize("name", ["c.jsonl.zst", "d.jsonl.bz2", "e.jsonlines", "f.arrow", "g.gz"])
+def test_a_folder_with_rows_of_a_kind_that_is_not_read_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    folder = folder_of(tmp_path, "a.jsonl", name)
+    assert f"holds 1 data files of a kind that is not read: {name}" in refusal(str(folder))
+    assert read_rows(folder / "a.jsonl").ignored == []
+
+
+def test_what_lies_beside_the_data_of_a_folder_is_named(tmp_path: Path) -> None:
+    names = (".gitattributes", ".c.zst", "README.md", "LICENSE", "a.jsonl", "plot.png", "sub/b.csv")
+    read = read_rows(folder_of(tmp_path, *names))
+    assert [Path(file.name).name for file in read.files] == ["a.jsonl"]
+    left = [".c.zst", ".gitattributes", "LICENSE", "README.md", "plot.png", "sub/"]
+    assert read.ignored == [f"{tmp_path}/{name}" for name in left]
+
+
+def test_a_readme_among_texts_is_one_of_them(tmp_path: Path) -> None:
+    read = read_rows(folder_of(tmp_path, "README.md", "chapter.md"))
+    assert (len(read.files), read.ignored) == (2, [])
+
+
+def test_a_subfolder_that_is_named_too_is_not_called_unread(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "a.jsonl", "sub/b.jsonl")
+    read = read_rows(f"{folder},{folder / 'sub'}")
+    assert (len(read.files), read.ignored) == (2, [])
+
+
+def test_a_folder_of_subfolders_says_what_it_holds(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "README.md", "data/b.jsonl")
+    assert "holds no data file, only README.md, data/" in refusal(str(folder))
 
 
 def test_a_cut_off_archive_says_where_reading_ended(tmp_path: Path) -> None:

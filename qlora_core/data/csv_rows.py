@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from qlora_core.data.json_rows import MAX_LINE, Row
 from qlora_core.data.problems import Problems
@@ -31,7 +32,7 @@ def read_csv(text: str, name: str, problems: Problems) -> Iterator[Row]:
             return
         if header is None:
             header = [column.strip() for column in record]
-            _check_header(header, name)
+            no_column_twice(header, f"{name}:1")
         elif record:
             reason = _csv_fault(record, header)
             if reason:
@@ -40,11 +41,12 @@ def read_csv(text: str, name: str, problems: Problems) -> Iterator[Row]:
                 yield Row(name, line, dict(zip(header, record, strict=True)))
 
 
-def _check_header(header: list[str], name: str) -> None:
-    twice = sorted({column for column in header if header.count(column) > 1})
+def no_column_twice(columns: Sequence[str], where: str) -> None:
+    """Raise BadInput where two columns have one name: one of them would be lost."""
+    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
     if twice:
         raise BadInput(
-            f"{name}:1: the column {', '.join(twice)!r} stands twice in the header",
+            f"{where}: the column {', '.join(twice)!r} stands twice in the header",
             "give every column a name of its own",
         )
 

@@ -33,8 +33,15 @@ def read_hub(
             f"the dataset {name} has no split {' or '.join(splits)}",
             f"name one of its splits: {', '.join(f'{name}:{split}' for split in loaded)}",
         )
-    for number, values in enumerate(loaded[split], start=1):
-        yield Row(f"{name}:{split}", number, {k: without_nulls(v) for k, v in values.items()})
+    number = 0
+    try:
+        for number, values in enumerate(loaded[split], start=1):
+            yield Row(f"{name}:{split}", number, {k: without_nulls(v) for k, v in values.items()})
+    except UnicodeDecodeError:
+        raise BadInput(
+            f"{name}:{split}:{number + 1}: the row holds bytes that are not UTF-8",
+            "take a revision of the dataset that is mended, or a local copy with --skip-bad",
+        ) from None
 
 
 @contextmanager

@@ -6,22 +6,20 @@ import gc
 import gzip
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from qlora_core.data.csv_rows import read_csv
-from qlora_core.data.json_rows import Row, read_json, read_jsonl, without_nulls
+from qlora_core.data.folders import KINDS, files_of, kind_of, not_read
+from qlora_core.data.json_rows import Row, read_json, read_jsonl
+from qlora_core.data.parquet_rows import read_parquet
 from qlora_core.data.problems import Problems
 from qlora_core.errors import BadInput
 
-KINDS = {
-    ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "CSV",
-    ".parquet": "Parquet", ".txt": "text", ".md": "text",
-}  # fmt: skip
 _LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|$)")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[^/\\]+))?")
 
@@ -44,6 +42,8 @@ class Rows:
 
     rows: list[Row]
     files: list[SourceFile]
+    ignored: list[str] = field(default_factory=list)
+    """What lies in the folders of the source and was not read; folders end with a slash."""
 
 
 def read_rows(
@@ -81,21 +81,26 @@ def collect_rows(
     """As ``read_rows``, with the bad rows in ``problems`` for the caller to judge."""
     rows: list[Row] = []
     files = []
+    ignored: list[str] = []
     for part in _parts(source):
-        for path in _files(Path(part)) if Path(part).exists() else [None]:
+        paths: Sequence[Path | None] = [Path(part) if Path(part).exists() else None]
+        if Path(part).is_dir():
+            paths, left = files_of(Path(part))
+            ignored += left
+        for path in paths:
             before = len(rows) + problems.count
             if path is None:
                 kind, size, digest = "Hub", None, None
                 found = _read_hub(part, splits, offline)
             else:
-                kind, size, digest = _kind(path), path.stat().st_size, _digest(path)
+                kind, size, digest = kind_of(path), path.stat().st_size, _digest(path)
                 found = _read_file(path, kind, problems)
             with _no_garbage_collection():
                 rows.extend(found)
             count = len(rows) + problems.count - before
             name = str(path) if path else rows[-1].file if count else part
             files.append(SourceFile(name, kind, count, size, digest))
-    return Rows(rows, files)
+    return Rows(rows, files, not_read(ignored, (file.name for file in files)))
 
 
 @contextmanager
@@ -119,33 +124,6 @@ def _parts(source: str | Path) -> list[str]:
     return parts
 
 
-def _files(path: Path) -> list[Path]:
-    """The data files at ``path``, in the order of their names. Raises BadInput if none."""
-    if path.is_file():
-        return [path]
-    found = [file for file in sorted(path.iterdir()) if file.is_file() and _suffix(file) in KINDS]
-    if not found:
-        raise BadInput(
-            f"the folder {path} holds no data file", f"supported are {', '.join(sorted(KINDS))}"
-        )
-    return found
-
-
-def _suffix(path: Path) -> str:
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
-
-
-def _kind(path: Path) -> str:
-    kind = KINDS.get(_suffix(path))
-    if kind is None:
-        raise BadInput(
-            f"{path}: unknown kind of data file",
-            f"supported are {', '.join(sorted(KINDS))}, each also as .gz",
-        )
-    return kind
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -154,7 +132,7 @@ def _digest(path: Path) -> str:
 def _read_file(path: Path, kind: str, problems: Problems) -> Iterator[Row]:
     name = str(path)
     if kind == "Parquet":
-        yield from _read_parquet(path, name)
+        yield from read_parquet(path, name, problems)
         return
     with _open(path) as stream:
         if kind == "JSONL" and not _starts_a_list(stream):
@@ -209,25 +187,6 @@ def _text(stream: BinaryIO, name: str, problems: Problems, *, strict: bool) -> s
     except (EOFError, OSError) as error:
         problems.add(name, 1, f"cannot be read: {error}")
     return None
-
-
-def _read_parquet(path: Path, name: str) -> Iterator[Row]:
-    """The rows of a Parquet file, a batch at a time; ``line`` is the row number from 1."""
-    # 0.2 s to import and a dependency of datasets: only for those who need it
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    number = 0
-    try:
-        for batch in pq.ParquetFile(path).iter_batches():
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(name, number, {k: without_nulls(v) for k, v in values.items()})
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise BadInput(
-            f"{name}: not a readable Parquet file: {reason}", "write or download it again"
-        ) from None
 
 
 def _read_hub(part: str, splits: tuple[str, ...], offline: bool) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from itertools import dropwhile
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,29 @@ def test_an_answer_is_never_cut():
     assert not encoded.fits
     assert encoded.truncated == 0
     assert "answer-does-not-fit" in encoded.notes
+
+
+def test_an_answer_keeps_a_token_before_it_from_which_its_first_is_predicted():
+    tokenizer = toy_tokenizer("byte-level", "{% for m in messages %}{{ m.content }}{% endfor %}")
+    messages = chat("What is it?", "forty two")
+    answer = encode_conversation(tokenizer, messages).learned_tokens
+    assert not encode_conversation(tokenizer, messages, max_length=answer).fits
+    encoded = encode_conversation(tokenizer, messages, max_length=answer + 1)
+    assert encoded.fits
+    assert encoded.labels == [-100, *encoded.input_ids[1:]]
+    assert encoded.learned_tokens == answer
+
+
+def test_an_earlier_answer_without_a_token_before_it_goes_whole():
+    tokenizer = toy_tokenizer("byte-level", "{% for m in messages %}{{ m.content }}{% endfor %}")
+    messages = chat("Who?", "first", "And?", "last")
+    whole = encode_conversation(tokenizer, messages)
+    rest = sum(1 for _ in dropwhile(lambda label: label == -100, whole.labels))
+    assert not encode_conversation(tokenizer, messages, max_length=rest + 1).answers_lost
+    encoded = encode_conversation(tokenizer, messages, max_length=rest)
+    assert encoded.answers_lost == 1
+    assert encoded.labels[0] == -100
+    assert learned_text(tokenizer, encoded) == "last"
 
 
 def test_earlier_answers_go_whole_or_stay_whole():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from qlora_core.data.backend import Span, Tokens
@@ -37,12 +37,17 @@ def shorten(labels: Sequence[int], heads: Sequence[int], max_length: int) -> Kep
     """What to keep so that at most ``max_length`` tokens stay and no answer is cut.
 
     ``heads`` are numbers of first tokens worth keeping, best first; the last is the fallback.
-    Earlier answers go whole. None when the last answer would have to be cut.
+    Earlier answers go whole. None when the last answer would have to be cut, or would have no
+    token before it: its first token would be predicted from nothing.
     """
     kept = None
     for head in heads:
         start = head + len(labels) - max_length
-        while start < len(labels) and labels[start] != IGNORED and labels[start - 1] != IGNORED:
+        while (
+            start < len(labels)
+            and labels[start] != IGNORED
+            and (labels[start - 1] != IGNORED or not head)
+        ):
             start += 1
         if all(label == IGNORED for label in labels[start:]):
             continue
@@ -50,6 +55,19 @@ def shorten(labels: Sequence[int], heads: Sequence[int], max_length: int) -> Kep
         if not kept.answers_lost:
             return kept
     return kept
+
+
+def windows_of(
+    ids: Sequence[int], labels: Sequence[int], size: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """``ids`` and ``labels`` in pieces of at most ``size`` tokens, each token learned once.
+
+    A piece begins with the last token of the one before, unlabelled: from it the next token is
+    predicted. The first token of all is predicted from nothing, and never labelled.
+    """
+    for start in range(0, len(ids) - 1, max(size - 1, 1)):
+        end = start + size
+        yield list(ids[start:end]), [IGNORED, *labels[start + 1 : end]]
 
 
 def _runs(labels: Sequence[int]) -> int:

@@ -34,8 +34,8 @@ class Encoded:
     ``learned`` are the character spans of ``text`` that are learned. ``notes`` are the codes
     of what was done to the conversation. ``truncated`` counts the tokens cut from the start
     of the prompt (``text`` stays whole), ``answers_lost`` the earlier answers cut with them.
-    ``fits`` is False when the last answer alone is longer than ``max_length``: such a sample
-    is left whole, and must be dropped.
+    ``fits`` is False when the last answer with one token before it is longer than
+    ``max_length``: such a sample is left whole, and must be dropped.
     """
 
     text: str
@@ -49,8 +49,8 @@ class Encoded:
 
     @property
     def learned_tokens(self) -> int:
-        """How many tokens carry a label."""
-        return sum(label != IGNORED for label in self.labels)
+        """How many tokens are predicted from those before: the first of all is never learned."""
+        return sum(label != IGNORED for label in self.labels[1:])
 
 
 def encode_conversation(

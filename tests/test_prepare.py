@@ -20,6 +20,7 @@ from qlora_core.data.split import split_conversation
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture, LoraTargets
 from qlora_core.facts.prompt import PromptFormat
+from qlora_core.facts.tokenizer import TokenizerPolicy
 
 CASES = int(os.environ.get("QLORA_TEST_CASES", "1"))
 """Multiplies the property cases: 10 for a nightly run."""
@@ -157,6 +158,15 @@ def test_what_fits_in_no_piece_is_noted_and_the_rest_is_kept(tmp_path, tokenizer
     assert adds_up(prepared)
 
 
+def test_where_nothing_can_be_split_the_length_of_the_longest_row_is_said(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    source = write(tmp_path / "a.jsonl", [long_chat(99), long_chat(50)])
+    with pytest.raises(BadInput) as caught:
+        prepare_data(Settings(source, max_length=30, overlong="split"), tokenizer)
+    assert "the longest row has 114 tokens" in caught.value.remedy
+
+
 def test_an_exchange_that_is_too_long_loses_the_start_of_its_prompt(tmp_path, tokenizer) -> None:
     row = long_chat(0, 0)
     row["messages"][1]["content"] = "q" * 50
@@ -181,6 +191,24 @@ def test_tool_results_stay_with_their_question(tmp_path: Path) -> None:
     head = [{"role": "system", "content": "S"}]
     assert len(split_conversation([*head, *turns, *turns], encode)) == 2
     assert lengths[-1] == ["system", "user", "assistant", "tool", "assistant"]
+
+
+def test_subfolders_with_data_are_warned_of_unless_they_are_evaluated_on(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    (tmp_path / "held").mkdir()
+    (tmp_path / ".cache").mkdir()
+    write(tmp_path / "a.jsonl", pairs(3))
+    write(tmp_path / "held" / "b.jsonl", pairs(5)[3:])
+    write(tmp_path / ".cache" / "c.jsonl", pairs(1))
+    base = Settings(str(tmp_path))
+    report = prepare_data(base, tokenizer).report
+    assert report.ignored == (f"{tmp_path}/.cache/", f"{tmp_path}/held/")
+    assert f"not read, in the same folder: {tmp_path}/.cache/" in "\n".join(report.summary())
+    (warning,) = report.warnings
+    assert warning.message == f"1 subfolders hold data files that are not read: {tmp_path}/held/"
+    report = prepare_data(replace(base, eval_data=str(tmp_path / "held")), tokenizer).report
+    assert (report.ignored_count, report.warnings) == (1, ())
 
 
 def test_only_a_file_without_any_usable_row_is_an_error(tmp_path: Path, tokenizer: Any) -> None:
@@ -325,6 +353,27 @@ def test_a_training_row_that_is_evaluated_on_is_removed_and_counted(
         prepare_data(Settings(train, eval_data=train), tokenizer)
 
 
+def test_samples_that_are_evaluated_on_are_counted_where_their_row_stays(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    start = "one and the same start of both "
+    texts = [{"text": start + "one " * 9}, {"text": start + "two " * 9}]
+    base = Settings(write(tmp_path / "a.jsonl", texts), max_length=20)
+    samples = len(prepare_data(base, tokenizer).train)
+    found = [
+        prepare_data(replace(base, eval_split=0.2, seed=seed), tokenizer) for seed in range(20)
+    ]
+    taken = [prepared.report.evaluated_on.count for prepared in found]
+    assert any(taken)
+    assert not any(prepared.report.dropped for prepared in found)
+    for prepared in found:
+        kept = len(prepared.train) + len(prepared.evaluation)
+        count = prepared.report.evaluated_on
+        assert kept + count.count == samples
+        said = f"taken out, as equal samples are evaluated on: {count}"
+        assert (said in "\n".join(prepared.report.summary())) is bool(count.count)
+
+
 def test_nothing_can_be_set_aside_of_one_distinct_row(tmp_path: Path, tokenizer: Any) -> None:
     source = write(tmp_path / "a.jsonl", [*pairs(1), *pairs(1)])
     with pytest.raises(BadInput, match="only one distinct sample"):
@@ -344,9 +393,38 @@ def test_a_long_text_is_split_without_losing_a_token(tmp_path: Path, tokenizer: 
     path.write_text("all of these words " * 20, encoding="utf-8")
     whole = prepare_data(Settings(str(path)), tokenizer).train[0]["input_ids"]
     prepared = prepare_data(Settings(str(path), max_length=50), tokenizer)
-    assert [i for sample in prepared.train for i in sample["input_ids"]] == whole
+    first, *later = (sample["input_ids"] for sample in prepared.train)
+    assert [*first, *(i for ids in later for i in ids[1:])] == whole
+    assert all(b[0] == a[-1] for a, b in zip([first, *later], later, strict=False))
     assert prepared.report.kept == prepared.report.rows == prepared.report.split.count == 1
     assert len(prepared.train) == 8
+
+
+@settings(max_examples=200 * CASES, deadline=None)
+@given(letters=st.integers(1, 60), most=st.integers(2, 20), bos=st.booleans())
+def test_every_token_of_a_document_but_its_first_is_learned_exactly_once(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, letters: int, most: int, bos: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "document.txt"
+    path.write_text("".join(chr(97 + number % 26) for number in range(letters)), encoding="utf-8")
+    policy = TokenizerPolicy(bos="required" if bos else "forbidden")
+    family = Architecture(name="any", targets=LoraTargets(attention=("q",)), tokenizer=policy)
+    (whole,) = prepare_data(Settings(str(path)), tokenizer, family).train
+    prepared = prepare_data(Settings(str(path), max_length=most), tokenizer, family)
+    trained = [
+        (token, previous)
+        for sample in prepared.train
+        for previous, token, label in zip(
+            sample["input_ids"], sample["input_ids"][1:], sample["labels"][1:], strict=False
+        )
+        if label == token
+    ]
+    ids = whole["input_ids"]
+    assert len(ids) == letters + bos + 1
+    assert trained == list(zip(ids[1:], ids, strict=False))
+    assert prepared.report.learned_tokens == len(trained)
+    assert all(sample["labels"][0] == -100 for sample in prepared.train)
+    assert all(len(sample["input_ids"]) <= most for sample in prepared.train)
 
 
 def test_an_architecture_brings_the_format_that_a_base_model_lacks(

@@ -112,6 +112,8 @@ def _rows(record: Record) -> list[tuple[str, str]]:
         "cut at the start of the prompt": found.get("cut"),
         "long rows split": found.get("split"),
         "duplicates": found.get("duplicates"),
+        "taken out, as equal samples are evaluated on": found.get("evaluated_on"),
+        "beside the data, not read": found.get("ignored_count") or None,
     }
     return [(name, shown) for name, count in counts.items() if (shown := _count(count))]
 

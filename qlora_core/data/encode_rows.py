@@ -14,6 +14,7 @@ from qlora_core.data.bounded import TemplateExhausted
 from qlora_core.data.collate import Sample
 from qlora_core.data.columns import Columns, recognise
 from qlora_core.data.conform import Message
+from qlora_core.data.cut import windows_of
 from qlora_core.data.encode import IGNORED, Encoded, encode_conversation, encode_text
 from qlora_core.data.json_rows import Row
 from qlora_core.data.notes import CALLS_DROPPED, NO_FIT, TRUNCATED, explain
@@ -93,9 +94,12 @@ class Item(NamedTuple):
 
 
 def _item(sample: Sample, row: int, numbers: dict[int, int]) -> Item:
-    """``numbers`` holds every id once: 16 bytes a token instead of 44."""
+    """``numbers`` holds every id once: 16 bytes a token instead of 44.
+
+    The first token has no label: it would be predicted from nothing.
+    """
     sample["input_ids"] = [numbers.setdefault(i, i) for i in sample["input_ids"]]
-    sample["labels"] = [numbers.setdefault(i, i) for i in sample["labels"]]
+    sample["labels"] = [IGNORED, *(numbers.setdefault(i, i) for i in sample["labels"][1:])]
     content = array("q", sample["input_ids"] + sample["labels"])
     return Item(sample, row, hashlib.blake2b(content, digest_size=16).digest())
 
@@ -105,10 +109,12 @@ class Tally:
     """The counts while they grow."""
 
     files: list[SourceFile] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
     formats: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, Count] = field(default_factory=dict)
     notes: dict[str, Count] = field(default_factory=dict)
     duplicates: Count = field(default_factory=Count)
+    evaluated_on: Count = field(default_factory=Count)
     cut: Count = field(default_factory=Count)
     split: Count = field(default_factory=Count)
     cut_tokens: int = 0
@@ -143,6 +149,7 @@ class Reader:
         before = self.problems.count
         read = collect_rows(source, self.problems, splits=splits, offline=self.settings.offline)
         self.tally.files += read.files
+        self.tally.ignored += read.ignored
         self.tally.rows += len(read.rows) + self.problems.count - before
         items: list[Item] = []
         for file, group in groupby(read.rows, key=lambda row: row.file):
@@ -179,13 +186,13 @@ class Reader:
             return self._text(text_of(row.values, columns), source)
         conversation = conversation_of(row.values, columns)
         whole = self._encode(conversation)
+        self.tally.longest = max(self.tally.longest, len(whole.input_ids) + whole.truncated)
         encoded = [whole]
         if self.settings.overlong == "split" and (whole.truncated or not whole.fits):
             encoded = self._split(conversation, source)
         for note in dict.fromkeys((*conversation.notes, *(n for e in encoded for n in e.notes))):
             if note not in _COUNTED_APART:
                 self.tally.note(explain(note), *source)
-        self.tally.longest = max(self.tally.longest, len(whole.input_ids) + whole.truncated)
         for sample in encoded:
             self._fit(sample, source)
         return [{"input_ids": e.input_ids, "labels": e.labels, "source": source} for e in encoded]
@@ -248,23 +255,18 @@ class Reader:
         encoded = encode_text(self.tokenizer, text, policy=policy)
         for note in encoded.notes:
             self.tally.note(explain(note), *source)
-        ids, labels = encoded.input_ids, encoded.labels
-        size = self.settings.max_length or max(len(ids), 1)
-        self.tally.longest = max(self.tally.longest, len(ids))
-        if len(ids) > size:
+        length = len(encoded.input_ids)
+        size = self.settings.max_length or max(length, 1)
+        self.tally.longest = max(self.tally.longest, length)
+        if length > size:
             if self.settings.overlong == "drop":
                 raise NothingToLearn("longer than the maximum length")
             self.tally.split.add(*source)
-        windows: list[Sample] = [
-            {
-                "input_ids": ids[start : start + size],
-                "labels": labels[start : start + size],
-                "source": source,
-            }
-            for start in range(0, len(ids), size)
+        windows = [
+            Sample(input_ids=ids, labels=labels, source=source)
+            for ids, labels in windows_of(encoded.input_ids, encoded.labels, size)
+            if any(label != IGNORED for label in labels)
         ]
-        # the first token of a window is predicted from nothing
-        windows = [w for w in windows if any(label != IGNORED for label in w["labels"][1:])]
         if not windows:
             raise NothingToLearn("no token is left to learn")
         return windows

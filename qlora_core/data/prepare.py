@@ -18,14 +18,15 @@ from qlora_core.data.encode_rows import (
     Reader,
     Tally,
 )
+from qlora_core.data.folders import holds_rows, not_read
 from qlora_core.data.problems import Problems, listing
-from qlora_core.data.report import DataReport, Warn, lengths_of
+from qlora_core.data.report import SHOWN, DataReport, Warn, lengths_of
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
 
 _WORTH_A_WARNING = 0.05
 LISTED = 100
-"""How many refused rows the run record names."""
+"""How many refused rows, and how many things that were not read, the run record names."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ def _without(train: list[Item], evaluation: list[Item], tally: Tally) -> list[It
     kept = [item for item in train if item.digest not in held_out] if held_out else train
     rows = {item.row for item in (*kept, *evaluation)}
     gone = {i.row: i.sample["source"] for i in train if i.row not in rows}
+    for item in train:
+        if item.digest in held_out:
+            tally.evaluated_on.add(*item.sample["source"])
     for source in gone.values():
         tally.drop("the same sample is evaluated on", *source)
     if not kept:
@@ -132,10 +136,13 @@ def _report(
     problems: Problems,
     tally: Tally,
 ) -> DataReport:
+    ignored = not_read(tally.ignored, (file.name for file in tally.files))
     counts = [len(item.sample["input_ids"]) for item in train]
-    learned = sum(label != IGNORED for item in train for label in item.sample["labels"])
+    learned = sum(label != IGNORED for item in train for label in item.sample["labels"][1:])
     return DataReport(
         files=tuple(tally.files),
+        ignored=tuple(ignored[:LISTED]),
+        ignored_count=len(ignored),
         formats=tally.formats,
         rows=tally.rows,
         kept=len({item.row for item in (*train, *evaluation)}),
@@ -148,6 +155,7 @@ def _report(
         answers_lost=tally.answers_lost,
         split=tally.split,
         duplicates=tally.duplicates,
+        evaluated_on=tally.evaluated_on,
         train_samples=len(train),
         evaluation_samples=len(evaluation),
         tokens=sum(counts),
@@ -155,11 +163,20 @@ def _report(
         evaluation_tokens=sum(len(item.sample["input_ids"]) for item in evaluation),
         lengths=lengths_of(counts),
         notes=tally.notes,
-        warnings=tuple(_warnings(problems, tally)),
+        warnings=tuple(_warnings(problems, tally, ignored)),
     )
 
 
-def _warnings(problems: Problems, tally: Tally) -> Iterable[Warn]:
+def _warnings(problems: Problems, tally: Tally, ignored: list[str]) -> Iterable[Warn]:
+    folders = [path for path in ignored if path.endswith("/") and holds_rows(Path(path))]
+    if folders:
+        yield Warn(
+            "subfolders",
+            f"{len(folders)} subfolders hold data files that are not read: "
+            + ", ".join(folders[:SHOWN])
+            + (", ..." if len(folders) > SHOWN else ""),
+            "name them as well, separated by commas",
+        )
     lost = problems.count + sum(count.count for count in tally.dropped.values())
     too_long = tally.dropped.get(TOO_LONG)
     if tally.cut.count or too_long:

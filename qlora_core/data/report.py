@@ -61,11 +61,15 @@ class DataReport:
 
     ``rows == kept + refused + sum of dropped``, always. ``cut`` counts rows that lost the
     start of their prompt (``cut_tokens``, and ``answers_lost`` of earlier turns with it),
-    ``split`` long texts and conversations that became several samples.
+    ``split`` long texts and conversations that became several samples, ``evaluated_on`` training
+    samples that were taken out because equal ones are evaluated on. ``ignored`` are the first of
+    ``ignored_count`` files and folders that lie beside the data in its folders and were not read.
     Token counts are those of the training samples, without padding.
     """
 
     files: tuple[SourceFile, ...]
+    ignored: tuple[str, ...]
+    ignored_count: int
     formats: Mapping[str, str]
     rows: int
     kept: int
@@ -78,6 +82,7 @@ class DataReport:
     answers_lost: int
     split: Count
     duplicates: Count
+    evaluated_on: Count
     train_samples: int
     evaluation_samples: int
     tokens: int
@@ -90,6 +95,9 @@ class DataReport:
     def summary(self) -> list[str]:
         """The report for the terminal, a line each."""
         lines = [f"{f.name}: {f.rows:,} rows, {self.formats.get(f.name, '-')}" for f in self.files]
+        if self.ignored:
+            more = f", ... ({self.ignored_count:,} in all)" if self.ignored_count > SHOWN else ""
+            lines.append(f"not read, in the same folder: {', '.join(self.ignored[:SHOWN])}{more}")
         lines.append(
             f"{self.rows:,} rows: {self.kept:,} kept, {self._dropped:,} dropped, "
             f"{self.refused:,} refused -> {self.train_samples:,} training samples"
@@ -104,6 +112,8 @@ class DataReport:
         if self.cut.count:
             lost = f", {self.answers_lost:,} earlier answers" if self.answers_lost else ""
             lines.append(f"  cut at the start: {self.cut}, {self.cut_tokens:,} tokens{lost}")
+        if self.evaluated_on.count:
+            lines.append(f"  taken out, as equal samples are evaluated on: {self.evaluated_on}")
         if self.split.count:
             lines.append(f"  long rows split into several samples: {self.split}")
         lines.append(self._tokens())

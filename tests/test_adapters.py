@@ -80,6 +80,31 @@ def test_an_expression_reaches_only_what_it_matches(llama: Any) -> None:
     }
 
 
+def test_what_an_expression_matches_in_vain_is_said_with_the_reason(
+    llama: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    expression = r".*\.q_proj|lm_head|model\.embed_tokens|.*\.act_fn"
+    with caplog.at_level("WARNING", logger="qlora-core"):
+        model = attach(llama, targets=expression)
+    assert leaves(model) == {"q_proj"}
+    (said,) = [r.getMessage() for r in caplog.records if "puts no adapter" in r.getMessage()]
+    assert "puts no adapter on 2 modules" in said
+    assert "1 (model.embed_tokens): no linear layer" in said
+    assert "1 (lm_head): it is the output head" in said
+
+
+@pytest.mark.parametrize("targets", ["all", "q_proj,v_proj", r".*\.layers\.1\..*_proj"])
+def test_targets_that_all_get_an_adapter_give_no_notice(llama: Any, targets: str) -> None:
+    assert select_layers(llama, tiny.family("llama"), targets).notices == ()
+
+
+def test_layers_of_a_tower_that_an_expression_matches_are_said() -> None:
+    model, family = tiny.build("gemma3"), tiny.family("gemma3")
+    (notice,) = select_layers(model, family, r".*\.q_proj").notices
+    assert "no part of the text model" in notice.message
+    assert "vision" in notice.message
+
+
 def test_a_misspelt_target_lists_the_candidates(llama: Any) -> None:
     with pytest.raises(BadInput, match=r"called 'gate_prj'; close: gate_proj") as caught:
         attach(llama, targets="q_proj,gate_prj")

@@ -162,6 +162,18 @@ def test_a_rank_beyond_every_layer_is_refused_before_the_weights_load(
     assert "rank 100,000 is more than any adapted layer has" in refused(capsys, *command)
 
 
+def test_what_an_expression_matches_in_vain_is_said_before_the_run(
+    capsys, tmp_path: Path, data: Path
+) -> None:
+    command = train(
+        qlora_base.MODEL, data, tmp_path / "out", "--targets", r".*\.q_proj|lm_head", "--dry-run"
+    )
+    assert main([str(a) for a in command]) == 0
+    printed = capsys.readouterr()
+    assert "warning [targets-without-adapter]" in printed.out
+    assert "1 (lm_head): it is the output head" in printed.out
+
+
 def test_a_rank_beyond_some_layers_is_said(capsys, tmp_path: Path, data: Path) -> None:
     config = json.loads((qlora_base.MODEL / "config.json").read_text())
     rank = str(config["intermediate_size"])

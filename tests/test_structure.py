@@ -276,6 +276,17 @@ def test_objections_name_an_adapter_on_the_head() -> None:
     assert "adapts-head" in [notice.code for notice in found.warnings]
 
 
+def test_what_an_expression_matches_in_vain_is_a_notice_and_counts_for_nothing() -> None:
+    found = with_structure(detect(small("llama"), targets=r".*(q_proj|lm_head|embed_tokens)"))
+    plain = with_structure(detect(small("llama"), targets=r".*q_proj"))
+    (notice,) = [n for n in found.warnings if n.code == "targets-without-adapter"]
+    assert "2 modules" in notice.message
+    assert "lm_head): it is the output head" in notice.message
+    assert "embed_tokens): no linear layer" in notice.message
+    assert found.trainable_parameters == plain.trainable_parameters
+    assert "targets-without-adapter" not in [n.code for n in plain.warnings]
+
+
 def test_a_rank_below_one_is_bad_input() -> None:
     with pytest.raises(BadInput, match="rank 0"):
         with_structure(detect(small("llama")), rank=0)

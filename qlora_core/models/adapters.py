@@ -105,6 +105,8 @@ def attach(
     architecture = detect(model).architecture if architecture is None else architecture
     selection = select_layers(model, architecture, scope)
     config = _config(selection, rank, alpha, dropout, rslora=rslora, dora=dora)
+    for notice in selection.notices:
+        log.warning("%s\n  -> %s", notice.message, notice.remedy)
     _announce_experts(model, selection, rank)
     prepare_for_training(model)
     if gradient_checkpointing:

@@ -16,6 +16,7 @@ from qlora_core.models.names import hits
 from qlora_core.models.parts import ExpertStack, LinearLayer, Structure, below
 from qlora_core.models.quantization_report import MISSED, ON_ACCESS, STACKS, count_quantized
 from qlora_core.models.roles import ADAPTABLE, NEVER
+from qlora_core.models.selection import notices_of, passed_over
 from qlora_core.models.skeleton import build_skeleton, register_classes, too_old_for
 from qlora_core.models.structure import analyse
 from qlora_core.registry.detection import Detection, Notice
@@ -39,7 +40,9 @@ def with_structure(detection: Detection, *, rank: int = 16) -> Detection:
         raise BadInput(f"rank {rank} is below one", "common ranks are 8 to 64")
     skeleton = skeleton_of(detection)
     structure = analyse(skeleton)
-    layers = adapted_layers(structure, detection.targets)
+    meant = adapted_layers(structure, detection.targets)
+    passed = passed_over(skeleton, detection.architecture, detection.targets)
+    layers = [layer for layer in meant if layer.path not in passed]
     stacks = adapted_stacks(structure, detection.targets)
     count = sum(rank * (layer.in_features + layer.out_features) for layer in layers)
     count += sum(_stack_adapter(stack, rank) for stack in stacks)
@@ -57,7 +60,8 @@ def with_structure(detection: Detection, *, rank: int = 16) -> Detection:
         },
         warnings=(
             *detection.warnings,
-            *_objections(structure, detection, layers),
+            *_objections(structure, detection, meant),
+            *notices_of(passed, detection.targets.scope),
             *_wide_ranks(layers, rank),
         ),
     )

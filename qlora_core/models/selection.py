@@ -16,7 +16,10 @@ from qlora_core.facts.architecture import Architecture
 from qlora_core.kernels.experts import ExpertStack
 from qlora_core.models.peft_names import adaptable, is_suffix, taken_names
 from qlora_core.models.quantization import is_within, output_head
+from qlora_core.registry.detection import Notice
 from qlora_core.registry.targets import SCOPES, ResolvedTargets, resolve_targets
+
+_SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Selection:
     target_modules: list[str] | str
     target_parameters: list[str]
     exclude_modules: str | None
+    notices: tuple[Notice, ...] = ()
+    """What the scope means and gets no adapter."""
 
 
 def select_layers(model: nn.Module, architecture: Architecture, scope: str = "all") -> Selection:
@@ -56,6 +61,54 @@ def select_layers(model: nn.Module, architecture: Architecture, scope: str = "al
         target_modules=chosen,
         target_parameters=wanted.target_parameters,
         exclude_modules=join_excluded(wanted.exclude_modules, excluded),
+        notices=notices_of(passed_over(model, architecture, wanted), scope),
+    )
+
+
+def passed_over(
+    model: nn.Module, architecture: Architecture, targets: ResolvedTargets
+) -> dict[str, str]:
+    """What an expression matches and no adapter can stand on -> why.
+
+    Modules without weights of their own are no candidates. Lists name layers, and are refused
+    where one cannot be adapted: for them there is nothing to say.
+    """
+    if not isinstance(targets.target_modules, str):
+        return {}
+    linear = {path: module for path, module in model.named_modules() if adaptable(module)}
+    forbidden = _forbidden(model, architecture, linear)
+    found = {}
+    for path, module in model.named_modules():
+        if not hit(path, targets.target_modules, None):
+            continue
+        if path in forbidden:
+            found[path] = forbidden[path][1]
+        elif path in linear:
+            if targets.exclude_modules and re.fullmatch(targets.exclude_modules, path):
+                found[path] = "no part of the text model"
+        elif any(True for _ in module.parameters(recurse=False)):
+            found[path] = "no linear layer"
+    return found
+
+
+def notices_of(passed: Mapping[str, str], scope: str) -> tuple[Notice, ...]:
+    """``passed`` as one notice, by reason; none where nothing was passed over."""
+    if not passed:
+        return ()
+    reasons: dict[str, list[str]] = {}
+    for path, why in passed.items():
+        reasons.setdefault(why, []).append(path)
+    parts = (
+        f"{len(paths)} ({', '.join(paths[:_SHOWN])}{', ...' if len(paths) > _SHOWN else ''}): {why}"
+        for why, paths in reasons.items()
+    )
+    return (
+        Notice(
+            "targets-without-adapter",
+            f"training puts no adapter on {len(passed)} modules that --targets {scope!r} matches: "
+            + "; ".join(parts),
+            "narrow the expression to linear layers of the decoder",
+        ),
     )
 
 

@@ -43,11 +43,7 @@ def shorten(labels: Sequence[int], heads: Sequence[int], max_length: int) -> Kep
     kept = None
     for head in heads:
         start = head + len(labels) - max_length
-        while (
-            start < len(labels)
-            and labels[start] != IGNORED
-            and (labels[start - 1] != IGNORED or not head)
-        ):
+        while start < len(labels) and not _may_begin(labels, start, head):
             start += 1
         if all(label == IGNORED for label in labels[start:]):
             continue
@@ -55,6 +51,11 @@ def shorten(labels: Sequence[int], heads: Sequence[int], max_length: int) -> Kep
         if not kept.answers_lost:
             return kept
     return kept
+
+
+def _may_begin(labels: Sequence[int], start: int, head: int) -> bool:
+    """Whether what is kept may go on at ``start``: with a prompt, or an answer with one before."""
+    return labels[start] == IGNORED or (head > 0 and labels[start - 1] == IGNORED)
 
 
 def windows_of(

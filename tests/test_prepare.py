@@ -314,6 +314,15 @@ def test_what_the_template_refuses_is_named_by_line(tmp_path: Path, tokenizer: A
     assert "no tools here" in caught.value.problem
 
 
+def test_a_trusted_role_that_is_none_is_refused_before_any_row(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    source = write(tmp_path / "a.jsonl", [FORMATS["conversations"][0]])
+    with pytest.raises(BadInput, match="'asistant' is no role") as caught:
+        prepare_data(Settings(source, trusted_roles="user,asistant"), tokenizer)
+    assert "system, user, assistant, tool" in caught.value.remedy
+
+
 def test_tool_turns_become_text_where_the_template_refuses_them(
     tmp_path: Path, tokenizer: Any
 ) -> None:

@@ -169,3 +169,14 @@ def test_the_documentation_lists_every_setting_as_it_is() -> None:
 
 def test_defaults_are_valid_and_plain() -> None:
     assert asdict(TrainSettings(**NEEDED))["rank"] == 16
+
+
+@pytest.mark.parametrize("roles", ["asistant", "Assistant", "gpt", "assistant,", "user;tool"])
+def test_a_role_that_no_turn_has_cannot_be_trusted(roles: str) -> None:
+    with pytest.raises(BadInput, match=r"trusted_roles = .* is no role") as caught:
+        TrainSettings(**NEEDED, trusted_roles=roles)
+    assert "system, user, assistant, tool" in caught.value.remedy
+
+
+def test_roles_are_trusted_with_spaces_between_them() -> None:
+    assert TrainSettings(**NEEDED, trusted_roles="assistant, tool").trusted_roles

@@ -32,6 +32,7 @@ from qlora_core.data.turns import (
 )
 from qlora_core.errors import BadInput
 from qlora_core.facts.architecture import Architecture
+from qlora_core.facts.roles import listed_roles
 
 Progress = Callable[[int, int], None]
 TOO_LONG = "the answer does not fit into the maximum length"
@@ -143,6 +144,10 @@ class Reader:
     progress: Progress | None
     _number: int = 0
     _numbers: dict[int, int] = field(default_factory=dict)
+    _trusted: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._trusted = listed_roles(self.settings.trusted_roles)
 
     def read(self, source: str | Path, splits: tuple[str, ...]) -> list[Item]:
         """The samples of one source, in file order. Raises BadInput where no format fits."""
@@ -222,7 +227,7 @@ class Reader:
             "prompt_format": architecture.prompt if architecture and not has_template else None,
             "policy": architecture.tokenizer if architecture else None,
             "max_length": self.settings.max_length,
-            "trusted_roles": (self.settings.trusted_roles or "").replace(" ", "").split(","),
+            "trusted_roles": self._trusted,
         }
         tools = conversation.tools
         plain = as_plain_turns(conversation)

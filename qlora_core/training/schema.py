@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from qlora_core.errors import BadInput
+from qlora_core.facts.roles import listed_roles
 
 GROUPS = ("input and output", "length of the run", "adapters", "optimizer", "batches and memory",
           "evaluation and checkpoints", "base model")  # fmt: skip
@@ -183,6 +184,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for entry in fields(self):
             _check(entry, getattr(self, entry.name))
+        listed_roles(self.trusted_roles)
         if self.epochs is not None and self.max_steps is not None:
             raise BadInput(
                 f"both epochs ({self.epochs:g}) and max_steps ({self.max_steps}) are given",

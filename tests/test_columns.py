@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,34 @@ def test_arguments_in_json_text_become_an_object() -> None:
     assert message["tool_calls"][0]["function"]["arguments"] == {"x": 1}
     assert message["tool_calls"][0]["id"] == "1"
     assert message["content"] == ""
+
+
+@pytest.mark.parametrize("value", [{"x": 1}, '{"x": 1}'])
+def test_arguments_may_be_called_parameters(value: Any) -> None:
+    for bare in ({"name": "f", "parameters": value}, {"name": "f", "arguments": None}):
+        bare = {**bare, "parameters": value}
+        for call in (bare, {"type": "function", "function": bare}):
+            result = read({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
+            assert result.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+            assert not [note for note in result.notes if "ignored" in note]
+    turn = {"from": "function_call", "value": json.dumps(bare)}
+    called = read({"conversations": [{"from": "human", "value": "q"}, turn]}).messages[1]
+    assert called["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+
+
+def test_an_unknown_key_of_a_call_is_named() -> None:
+    inner = {"name": "f", "arguments": {}, "parameters": {"x": 1}, "strict": True, "note": None}
+    call = {"id": "1", "type": "function", "index": 0, "function": inner}
+    result = read({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
+    ignored = [note for note in result.notes if "ignored" in note]
+    names = ("index", "parameters", "strict")
+    assert ignored == [f'the key "{name}" of a tool call is ignored' for name in names]
+
+
+def test_a_function_call_turn_keeps_its_reasoning() -> None:
+    turn = {"from": "function_call", "value": '{"name": "f"}', "reasoning_content": "because"}
+    result = read({"conversations": [{"from": "human", "value": "q"}, turn]})
+    assert result.messages[1]["reasoning_content"] == "because"
 
 
 def test_tools_can_be_written_as_plain_turns() -> None:

@@ -145,13 +145,13 @@ def _turn(turn: Any, where: str, notes: list[str]) -> dict[str, Any]:
     if turn.keys() - _KEYS:
         unknown = [key for key in turn if key not in _KEYS and turn[key] is not None]
         notes.extend(f'the key "{key}" of a turn is ignored' for key in unknown)
-    if role == "function_call":
-        return _function_call(content, where)
     message: dict[str, Any] = {"role": role}
     calls = turn.get("tool_calls")
-    if calls:
+    if role == "function_call":
+        message = _function_call(content, where, notes)
+    elif calls:
         message["content"] = "" if content is None else _content(content, where)
-        message["tool_calls"] = [_call(call, where) for call in _list(calls, where)]
+        message["tool_calls"] = [_call(call, where, notes) for call in _list(calls, where)]
     else:
         message["content"] = _content(content, where)
     message.update((key, turn[key]) for key in _KEPT if turn.get(key) is not None)
@@ -208,27 +208,36 @@ def _history(value: Any, name: str) -> Iterable[dict[str, Any]]:
         yield {"role": "assistant", "content": _text(pair[1], f"{name}[{number}]")}
 
 
-def _function_call(value: Any, where: str) -> dict[str, Any]:
+def _function_call(value: Any, where: str, notes: list[str]) -> dict[str, Any]:
     """ShareGPT's function_call turn: JSON text of one call or of a list of them."""
     calls = _json(value, where) if isinstance(value, str) else value
     calls = calls if isinstance(calls, list) else [calls]
     return {
         "role": "assistant",
         "content": "",
-        "tool_calls": [_call(call, where) for call in calls],
+        "tool_calls": [_call(call, where, notes) for call in calls],
     }
 
 
-def _call(call: Any, where: str) -> dict[str, Any]:
-    """A tool call with its arguments as an object, the form that chat templates render."""
+def _call(call: Any, where: str, notes: list[str]) -> dict[str, Any]:
+    """A tool call with its arguments as an object, the form that chat templates render.
+
+    Llama 3.1 and its kin call the arguments ``parameters``.
+    """
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise Malformed(f"{where}: a tool call needs a name and arguments")
-    arguments = function.get("arguments", {})
+    other = function.get("arguments") is None and function.get("parameters") is not None
+    key = "parameters" if other else "arguments"
+    arguments = function.get(key, {})
     if isinstance(arguments, str):
         arguments = _json(arguments, f"{where}: the arguments of {function['name']}")
     if not isinstance(arguments, dict):
         raise Malformed(f"{where}: the arguments of {function['name']} are no object")
+    parts = (call,) if function is call else (call, function)
+    known = {"id", "type", "function", "name", key}
+    unknown = [k for part in parts for k in part if k not in known and part[k] is not None]
+    notes.extend(f'the key "{name}" of a tool call is ignored' for name in unknown)
     identity = {"id": call["id"]} if call.get("id") else {}
     function = {"name": function["name"], "arguments": arguments}
     return {**identity, "type": "function", "function": function}

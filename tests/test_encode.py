@@ -283,6 +283,19 @@ def test_a_dropped_system_text_goes_into_the_first_question():
     assert "system-merged" in encoded.notes
 
 
+@pytest.mark.parametrize(
+    "question", ["Hi", [{"type": "text", "text": "Hi"}],
+                 [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]]
+)  # fmt: skip
+def test_texts_in_blocks_are_merged_like_any_other(question):
+    tokenizer = toy_tokenizer("byte-level", INST, **ROLES)
+    system = [{"type": "text", "text": "Be brief"}]
+    messages = [{"role": "system", "content": system}, {"role": U, "content": question}]
+    encoded = encode_conversation(tokenizer, [*messages, {"role": A, "content": "Hello"}])
+    assert "[INST] Be brief\n\nHi [/INST]" in encoded.text
+    assert "system-merged" in encoded.notes
+
+
 def test_a_turn_that_the_template_leaves_open_is_ended_once():
     tokenizer = toy_tokenizer("byte-level", NO_END, **ROLES)
     encoded = encode_conversation(tokenizer, chat("Hi", "Hello"))

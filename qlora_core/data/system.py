@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qlora_core.data.conform import Message
+from qlora_core.data.conform import Message, text_of, with_text
 from qlora_core.data.notes import SYSTEM_MERGED
 from qlora_core.data.spans import Rendering, locate
 from qlora_core.data.template import ChatTemplate
@@ -51,12 +51,22 @@ def merge_system(messages: Sequence[Message], numbers: Sequence[int]) -> list[di
     waiting: list[str] = []
     for number, message in enumerate(messages):
         if number in numbers:
-            waiting.append(str(message.get("content") or ""))
-        elif waiting and message["role"] == "user" and isinstance(message.get("content"), str):
-            merged.append({**message, "content": "\n\n".join([*waiting, message["content"]])})
+            waiting.append(text_of(message))
+        elif waiting and message["role"] == "user":
+            merged.append(_with_before(message, waiting))
             waiting = []
         else:
             merged.append(dict(message))
     if waiting:
         merged.insert(0, {"role": "user", "content": "\n\n".join(waiting)})
     return merged
+
+
+def _with_before(message: Message, texts: Sequence[str]) -> dict[str, Any]:
+    """The message with texts before its own; in one of many blocks, or none, as a block."""
+    before = "\n\n".join(texts)
+    changed = with_text(message, lambda text: f"{before}\n\n{text}")
+    if changed != dict(message):
+        return changed
+    blocks = message.get("content") or ()
+    return {**message, "content": [{"type": "text", "text": f"{before}\n\n"}, *blocks]}

@@ -11,11 +11,11 @@ import pytest
 
 from qlora_core.data.columns import RANKS, TARGETS, Columns, parse_mapping, recognise
 from qlora_core.data.json_rows import Row
+from qlora_core.data.plain_turns import as_plain_turns
 from qlora_core.data.turns import (
     Conversation,
     Malformed,
     NothingToLearn,
-    as_plain_turns,
     conversation_of,
     text_of,
 )

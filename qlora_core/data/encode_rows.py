@@ -17,7 +17,8 @@ from qlora_core.data.conform import Message
 from qlora_core.data.cut import windows_of
 from qlora_core.data.encode import IGNORED, Encoded, encode_conversation, encode_text
 from qlora_core.data.json_rows import Row
-from qlora_core.data.notes import CALLS_DROPPED, NO_FIT, TRUNCATED, explain
+from qlora_core.data.notes import NO_FIT, TRUNCATED, explain
+from qlora_core.data.plain_turns import encode_whole
 from qlora_core.data.problems import Problems
 from qlora_core.data.report import Count
 from qlora_core.data.rows import SourceFile, collect_rows
@@ -26,7 +27,6 @@ from qlora_core.data.turns import (
     Conversation,
     Malformed,
     NothingToLearn,
-    as_plain_turns,
     conversation_of,
     text_of,
 )
@@ -229,17 +229,12 @@ class Reader:
             "max_length": self.settings.max_length,
             "trusted_roles": self._trusted,
         }
-        tools = conversation.tools
-        plain = as_plain_turns(conversation)
-        try:
-            encoded = encode_conversation(tokenizer, conversation.messages, tools=tools, **options)
-            if plain is None or CALLS_DROPPED not in encoded.notes:
-                return encoded
-        except BadInput:
-            if plain is None:
-                raise
-        conversation.notes.append("tool calls written as plain text: the prompt format has none")
-        return encode_conversation(tokenizer, plain, **options)
+        return encode_whole(
+            conversation,
+            lambda messages, tools: encode_conversation(
+                tokenizer, messages, tools=tools, **options
+            ),
+        )
 
     def _fit(self, encoded: Encoded, source: tuple[str, int]) -> None:
         """Count what was cut. Raises NothingToLearn where what is left teaches nothing."""

@@ -7,6 +7,10 @@ TRIMMED = "trimmed"
 COMPARED = "found-by-comparison"
 EMPTY = "empty-answer"
 CALLS_DROPPED = "tool-calls-dropped"
+BESIDE_DROPPED = "text-beside-calls-dropped"
+TOOLS_DROPPED = "tools-dropped"
+RESULTS_DROPPED = "tool-results-dropped"
+REASONING_DROPPED = "reasoning-dropped"
 END_APPENDED = "end-of-turn-appended"
 NO_END = "no-end-of-turn-token"
 CLOCK_FROZEN = "clock-frozen"
@@ -21,7 +25,12 @@ MEANINGS = {
     TRIMMED: "the template trims white space around texts",
     COMPARED: "the template rewrites the turn: its answer was found by comparing renderings",
     EMPTY: "an assistant turn says nothing: nothing of it is learned",
-    CALLS_DROPPED: "the template leaves tool calls out: nothing of them is learned",
+    CALLS_DROPPED: "the template leaves tool calls out, or some of them, or puts them "
+    "before the text beside them: those are not learned",
+    BESIDE_DROPPED: "the template leaves the text beside tool calls out: it is not learned",
+    TOOLS_DROPPED: "the template leaves tools out: the model does not see them",
+    RESULTS_DROPPED: "the template leaves results of tools out: the model does not see them",
+    REASONING_DROPPED: "the template leaves the reasoning of a turn out: it is not learned",
     END_APPENDED: "the template ends no turn: an end-of-turn token was appended",
     NO_END: "no end-of-turn token exists: the model learns no end (set eos_token)",
     CLOCK_FROZEN: "the template prints today's date: a fixed one was used",

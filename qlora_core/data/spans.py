@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from qlora_core.data.conform import Message, text_of, with_text
-from qlora_core.data.notes import CALLS_DROPPED, COMPARED, EMPTY, TRIMMED
+from qlora_core.data.notes import CALLS_DROPPED, COMPARED, EMPTY, REASONING_DROPPED, TRIMMED
+from qlora_core.data.shown import Hidden, hidden_in, reasoning_of
 from qlora_core.data.template import ChatTemplate
 from qlora_core.errors import BadInput
 
@@ -46,6 +47,7 @@ class Rendering:
     notes: list[str] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     """System messages that the template leaves out."""
+    hidden: Hidden = field(default_factory=Hidden)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def locate(
     rendering = Rendering(plain, len(messages))
     if nonce in plain:
         raise BadInput("a one-time mark occurs in the data", "try again")
+    rendering.hidden = hidden_in(template, messages, tools, plain)
+    rendering.notes += rendering.hidden.notes
     marks: Mapping[tuple[int, str], int] = {}
     for inner in MARKS:
         if inner != MARKS[0]:
@@ -104,11 +108,13 @@ def _add(
 ) -> int:
     """Add the answer of message ``number``; return where the next may begin."""
     message = conversation.messages[number]
-    reasoning = str(message.get("reasoning_content") or message.get("thinking") or "").strip()
+    reasoning = reasoning_of(message)
     calls = message.get("tool_calls")
     if not (text_of(message).strip() or reasoning or calls):
         rendering.notes.append(EMPTY)
         return position
+    if (REASONING_DROPPED, number) in rendering.hidden.wholly:
+        reasoning = ""
     if left is not None and right is not None and not reasoning and not calls:
         answer = Answer(left, right, right)
     else:
@@ -123,11 +129,8 @@ def _add(
             )
         answer = found
         rendering.notes.append(COMPARED)
-    shown = rendering.text[answer.start : answer.end]
-    if calls and not any(leaf in shown for leaf in _leaves(calls)):
-        rendering.notes.append(CALLS_DROPPED)
-        if left is None:
-            return answer.end
+    if left is None and (CALLS_DROPPED, number) in rendering.hidden.wholly:
+        return answer.end
     rendering.answers[number] = answer
     return answer.end
 
@@ -172,7 +175,7 @@ def _compare(
 
 def _places(text: str, calls: Any, start: int, end: int) -> list[int]:
     """Where the values of tool calls end that stand between ``start`` and ``end``."""
-    found = ((text.rfind(leaf, start, end), leaf) for leaf in _leaves(calls))
+    found = ((text.rfind(leaf, start, end), leaf) for leaf in _leaves(calls) if leaf)
     return [at + len(leaf) for at, leaf in found if at >= 0]
 
 

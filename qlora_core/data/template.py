@@ -156,12 +156,12 @@ class ChatTemplate:
             "documents": None,
             **self.arguments,
             "messages": _alias(_plain(list(messages))),
-            "tools": _plain([_schema(tool) for tool in tools]) if tools else None,
+            "tools": _plain([schema_of(tool) for tool in tools]) if tools else None,
             "add_generation_prompt": generate,
         }
 
 
-def _schema(tool: Any) -> Any:
+def schema_of(tool: Any) -> Any:
     """A tool's JSON schema: as it is, or from a Python function's signature and docstring."""
     return chat_template_utils.get_json_schema(tool) if callable(tool) else tool
 

@@ -69,34 +69,6 @@ def conversation_of(values: Mapping[str, Any], columns: Columns) -> Conversation
     return result
 
 
-def as_plain_turns(conversation: Conversation) -> list[dict[str, Any]] | None:
-    """The turns with tools, calls and results as text, for formats that know none of them.
-
-    ``None`` where the conversation has none either.
-    """
-    messages, tools = conversation.messages, conversation.tools
-    if not tools and all(m["role"] != "tool" and not m.get("tool_calls") for m in messages):
-        return None
-    plain = [_plain_turn(message) for message in messages]
-    if tools:
-        listed = "Functions that you may call:\n" + json.dumps(tools, ensure_ascii=False)
-        if plain[0]["role"] == "system":
-            listed = f"{plain.pop(0)['content']}\n\n{listed}"
-        plain.insert(0, {"role": "system", "content": listed})
-    return plain
-
-
-def _plain_turn(message: Mapping[str, Any]) -> dict[str, Any]:
-    calls = [call["function"] for call in message.get("tool_calls", ())]
-    texts: list[str] = [
-        message["content"],
-        *(json.dumps(call, ensure_ascii=False) for call in calls),
-    ]
-    content = "\n".join(text for text in texts if text)
-    role = "user" if message["role"] == "tool" else message["role"]
-    return {"role": role, "content": content}
-
-
 def _messages(target: str, parts: list[tuple[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     texts = []

@@ -31,6 +31,10 @@ def template(turn: str, before: str = LISTED) -> str:
 
 KNOWS_ALL = template("{{ m.content }}" + CALLS)
 KNOWS_NONE = template("{{ m.content }}", before="")
+ACTS_ONLY = template(
+    "{{ raise_exception('act') if m.role == 'assistant' and not m.tool_calls }}"
+    "{{ m.content }}" + CALLS
+)
 NO_LIST = template("{{ m.content }}" + CALLS, before="")
 FIRST_CALL = template(
     "{{ m.content }}" + CALLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
@@ -106,6 +110,14 @@ def test_a_call_that_is_shown_in_part_is_written_whole_as_text(tmp_path, lost):
     for each in turn["tool_calls"]:
         assert json.dumps(each["function"]) in learned
     assert ALL_WRITTEN in notes
+
+
+@pytest.mark.parametrize("after", [[], [RESULT]])
+def test_a_turn_that_calls_with_an_empty_argument_ends_once(tmp_path, after):
+    """No other turn stands in for it here, so its end is told by where its values end."""
+    _, learned, notes = taught(tmp_path, ACTS_ONLY, QUESTION, asking(call(query="")), *after)
+    assert learned == '<call>{"name": "find", "arguments": {"query": ""}}<|im_end|>'
+    assert MEANINGS["end-of-turn-appended"] not in notes
 
 
 def test_a_template_that_shows_everything_is_left_to_it(tmp_path):

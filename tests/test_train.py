@@ -25,6 +25,7 @@ from qlora_core.registry.hooks import hookimpl
 from qlora_core.registry.manager import PluginRecord, Registry
 from qlora_core.training import loop as loop_module
 from qlora_core.training import setup
+from qlora_core.training.optimizers import runs_8bit
 from qlora_core.training.progress import Silent
 from qlora_core.training.runs import Run
 from qlora_core.training.settings import TrainSettings, settings_from
@@ -346,6 +347,7 @@ def test_an_allowed_change_of_the_optimizers_settings_takes_effect(
     assert rates[0] == 1e-3
 
 
+@pytest.mark.skipif(not runs_8bit(torch.device("cpu")), reason="has no 8-bit AdamW on CPUs")
 def test_an_optimizer_does_not_go_on_from_the_state_of_another(settings: TrainSettings) -> None:
     with pytest.raises(TrainingStopped):
         trained(settings, watched_by(Stopper(2)))
@@ -452,14 +454,17 @@ def test_running_out_of_memory_is_explained(
         trained(settings)
 
 
-def test_early_stop_keeps_the_best_adapter(settings: TrainSettings) -> None:
+def test_early_stop_keeps_the_best_adapter(settings: TrainSettings, tmp_path: Path) -> None:
+    """Evaluated on an answer that begins like those of training, and then is another one."""
+    others = tmp_path / "others.jsonl"
+    others.write_text(json.dumps({"question": "what is 1?", "answer": "it is QX"}))
     run = trained(
-        settings, max_steps=30, learning_rate=0.3, schedule="constant", warmup=0.0,
-        eval_split=0.3, eval_every=1, early_stop=2, save_every=30,
+        settings, max_steps=60, learning_rate=0.02, schedule="constant", warmup=0.0,
+        eval_data=str(others), eval_every=1, early_stop=2, save_every=60,
     )  # fmt: skip
     losses = {m["step"]: m["eval_loss"] for m in run.metrics() if m.get("eval_loss") and m["step"]}
     best = min(losses, key=lambda step: losses[step])
-    assert run.record["steps"] == best + 2 < 30
+    assert run.record["steps"] == best + 2 < 60
     assert run.record["adapter_step"] == run.record["evaluation"]["best_step"] == best
     assert run.record["evaluation"]["after"] == losses[best]
     saved = (run.checkpoints / f"step-{best:06d}" / "adapter_model.safetensors").read_bytes()

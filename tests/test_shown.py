@@ -14,6 +14,7 @@ from qlora_core.data.encode import IGNORED, encode_conversation
 from qlora_core.data.notes import MEANINGS, REASONING_DROPPED
 from qlora_core.data.plain_turns import ALL_WRITTEN, TOOLS_WRITTEN
 from qlora_core.data.prepare import PreparedData, prepare_data
+from qlora_core.errors import BadInput
 from qlora_core.facts.prompt import PLAIN_PROMPT
 from qlora_core.testing.tokenizers import toy_tokenizer
 
@@ -51,7 +52,9 @@ CUTS_THOUGHTS = template("{{ m.content.split('</think>')[-1] }}")
 QUESTION = {"role": "user", "content": "Search"}
 ANSWER = {"role": "assistant", "content": "Three"}
 RESULT = {"role": "tool", "content": "3 cats"}
-TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+FIELDS = {"type": "object", "properties": {"q": {"type": "string", "description": "What"}}}
+LOOK_UP = {"name": "look_up", "description": "Looks things up", "parameters": FIELDS}
+TOOLS = [{"type": "function", "function": LOOK_UP}]
 THOUGHT = {**ANSWER, "reasoning_content": "I count them"}
 
 
@@ -126,6 +129,22 @@ def test_a_template_that_shows_everything_is_left_to_it(tmp_path):
     assert learned.count("<call>") == 2
     assert "look_up" in text
     assert not {ALL_WRITTEN, TOOLS_WRITTEN} & {*notes}
+
+
+@pytest.mark.parametrize(("shows", "written"), [(True, False), (False, True)])
+def test_a_template_that_refuses_the_marks_is_believed_where_all_data_stand(
+    tmp_path, shows, written
+):
+    """It takes one name alone, so that no mark can stand behind it."""
+    only = "{% for c in m.tool_calls or [] if c.function.name != 'find' %}"
+    source = template(
+        only + "{{ raise_exception('who?') }}{% endfor %}{{ m.content }}" + shows * CALLS
+    )
+    turns = QUESTION, asking(call(q="one")), RESULT, ANSWER
+    _, learned, notes = taught(tmp_path, source, *turns)
+    assert ("<call>" in learned) == shows
+    assert '"q": "one"' in learned
+    assert (ALL_WRITTEN in notes) == written
 
 
 def test_tools_that_are_never_called_reach_the_model_too(tmp_path):
@@ -205,3 +224,52 @@ def test_real_rows_keep_their_tools_and_calls_with_templates_that_know_none(
         for turn in row["conversations"]:
             if turn["from"] == "function_call":
                 assert json.loads(turn["value"])["name"] in learned
+
+
+OF_TOOLS: dict[str, tuple[list[dict[str, Any]], list[str], list[str]]] = {
+    "calls at once": (
+        [asking(call(q="AAA"), call("count", n=417)), RESULT, RESULT, ANSWER],
+        ["find", "AAA", "count", "417"], ["3 cats", "look_up"],
+    ),
+    "a text beside": (
+        [asking(call(q="AAA"), content="I look"), RESULT, ANSWER],
+        ["I look", "find", "AAA"], ["3 cats", "look_up"],
+    ),
+    "an empty argument": ([asking(call(q="")), RESULT, ANSWER], ["find"], ["3 cats", "look_up"]),
+    "an action in words": (
+        [{"role": "assistant", "content": "Action: look"}, RESULT, ANSWER],
+        ["Action: look"], ["3 cats", "look_up"],
+    ),
+    "no call": ([ANSWER], ["Three"], ["look_up"]),
+}  # fmt: skip
+BROKEN = {"MiroThinker", "fireworks-ai-llama-3-firefunction-v2"}
+"""They want variables of their own, whatever the conversation."""
+NEED_TOOLS = {
+    f"NousResearch-Hermes-{name}-tool_use" for name in ("2-Pro-Llama-3-8B", "3-Llama-3.1-8B")
+}
+"""Their tokenizers have another template for conversations without tools."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OF_TOOLS)
+def test_108_templates_lose_nothing_of_tools_or_refuse_in_their_own_words(
+    shared: Path, tmp_path: Path, kind: str
+) -> None:
+    turns, learns, shows = OF_TOOLS[kind]
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "llama2")
+    refused = {}
+    for path in sorted((shared / "prompts" / "jinja").glob("*/*.jinja")):
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        try:
+            data = prepared(tmp_path, tokenizer, {"messages": [QUESTION, *turns], "tools": TOOLS})
+        except BadInput as error:
+            refused[path.stem] = error.problem
+            continue
+        learned = tokenizer.decode([i for i in data.train[0]["labels"] if i != IGNORED])
+        text = tokenizer.decode(data.train[0]["input_ids"])
+        assert all(word in learned for word in learns), path.stem
+        assert all(word in text for word in shows), path.stem
+    assert refused.keys() >= BROKEN
+    for name in refused.keys() - BROKEN - NEED_TOOLS:  # two results are two questions in a row
+        assert kind == "calls at once"
+        assert "alternat" in refused[name]

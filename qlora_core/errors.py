@@ -67,3 +67,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = f"{type(error).__name__} {error}".lower()
     said = ("outofmemory", "out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, RuntimeError) and any(words in text for words in said)
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, without what follows; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -31,3 +31,21 @@ def test_a_flag_like_no_other_is_refused_without_a_guess(
 def test_a_misspelt_plugin_lists_the_nearest_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins", "check", "strukture"]) == 2
     assert "did you mean structure?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("train", "--model", "m", "--data", "d", "--output", "o", "--json"),
+            "belongs to --dry-run",
+        ),
+        (("detect", "m", "--json", "--for", "trl"), "two forms of one answer"),
+        (("detect", "m", "--build", "--tokens", "0"), "a step has at least one"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err

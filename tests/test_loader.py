@@ -156,6 +156,17 @@ def test_4_bit_expert_stacks_refuse_to_be_saved_instead_of_being_lost(tmp_path: 
         loaded.model.save_pretrained(tmp_path / "4")
 
 
+def test_a_4_bit_folder_is_not_taken_for_what_it_is_not(
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "nf4"
+    load_model(llama, device="cpu").model.save_pretrained(folder)
+    with pytest.raises(BadInput, match=r"holds 4-bit weights.*16-bit ones are asked for"):
+        load_model(folder, device="cpu", quantize=None)
+    load_model(folder, device="cpu", quantize="fp4")
+    assert "nf4 weights: they stay, and are not made fp4" in caplog.text
+
+
 def test_16_bit_loading_quantizes_nothing(llama: Path) -> None:
     loaded = load_model(llama, device="cpu", quantize=None)
     assert loaded.quantization.method is None

@@ -62,6 +62,26 @@ def test_results_of_an_unknown_run_are_not_touched(tmp_path: Path, name: str) ->
             find_record(tmp_path, resume=resume)
 
 
+@pytest.mark.parametrize("part", ["adapter", "checkpoints", "checkpoints/step-000040"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_part_of_a_run_is_no_folder_for_a_run(run: Run, part: str, resume: bool) -> None:
+    run.save()
+    (run.directory / part).mkdir(parents=True)
+    with pytest.raises(BadInput, match="is a part of the run in") as refusal:
+        find_record(run.directory / part, resume=resume)
+    assert refusal.value.remedy == f"give --output {run.directory}"
+    assert find_record(run.directory / "second", resume=False) is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", files.MANIFEST])
+def test_the_folder_of_a_model_or_an_adapter_is_no_folder_for_a_run(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(BadInput, match=f"holds {name}: it is the folder of an adapter or a model"):
+        find_record(tmp_path, resume=True)
+
+
 def test_other_files_may_lie_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "nohup.out").write_text("log")
     with claimed(tmp_path, resume=False) as found:

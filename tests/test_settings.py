@@ -71,6 +71,26 @@ def test_flags_and_keys_are_the_same_settings(tmp_path: Path) -> None:
     assert settings_from(None, flags) == settings_from(file, {})
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "meant"),
+    [
+        ("compile: off", "compile", "off"),
+        ("gradient_checkpointing: on", "gradient_checkpointing", "on"),
+        ("targets: [q_proj, v_proj]", "targets", "q_proj,v_proj"),
+        ("data: [a.jsonl, b.jsonl]", "data", "a.jsonl,b.jsonl"),
+        ("columns: prompt=user,completion=assistant", "columns",
+         {"prompt": "user", "completion": "assistant"}),
+        ("skip_bad: on", "skip_bad", True),
+    ],
+)  # fmt: skip
+def test_a_yaml_file_may_write_a_value_as_its_flag_does(
+    tmp_path: Path, line: str, name: str, meant: object
+) -> None:
+    file = written(tmp_path, line, "run.yaml")
+    needed = {key: value for key, value in NEEDED.items() if key != name}
+    assert getattr(settings_from(file, needed), name) == meant
+
+
 def test_an_unknown_key_names_file_key_and_the_nearest(tmp_path: Path) -> None:
     file = written(tmp_path, "learning_rat = 1e-4\n")
     with pytest.raises(BadInput) as caught:

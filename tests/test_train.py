@@ -484,6 +484,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_loads(
         trained(settings, output=str(output))
 
 
+def test_a_warm_up_longer_than_the_run_is_refused_before_the_model_loads(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(setup, "load_base")
+    for start in (train, dry_run):
+        with pytest.raises(BadInput, match="warmup = 100 steps, and the run has 4"):
+            start(dataclasses.replace(settings, warmup=100))
+    assert not Path(settings.output).exists()
+
+
 def test_a_refused_run_leaves_nothing(settings: TrainSettings, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"question": 1}\n{')

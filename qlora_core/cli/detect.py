@@ -59,6 +59,10 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the detection in the form that was asked for."""
+    if arguments.json and arguments.snippet:
+        raise BadInput("--json and --for are two forms of one answer", "leave one out")
+    if arguments.tokens < 1:
+        raise BadInput(f"--tokens {arguments.tokens}: a step has at least one", "2048 is usual")
     from qlora_core.registry.detect import detect
 
     detection = detect(

@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.html:
         raise BadInput("--html belongs to --dry-run", "a run writes report.html by itself")
+    if arguments.json:
+        raise BadInput("--json belongs to --dry-run", "a run writes run.json by itself")
     from qlora_core.training.train import train
 
     finished = train(settings)

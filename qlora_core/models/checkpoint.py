@@ -123,6 +123,17 @@ def refuse_other_quantization(config: Mapping[str, Any], name: str) -> bool:
     )
 
 
+def compare_quantization(stated: str, asked: str | None) -> None:
+    """Raise BadInput where 16 bits are asked of a 4-bit folder; warn of another 4-bit type."""
+    if asked is None:
+        raise BadInput(
+            f"the folder holds 4-bit weights ({stated}), and 16-bit ones are asked for",
+            "take the 16-bit original, or leave quantize at nf4",
+        )
+    if asked != stated:
+        log.warning("the folder holds %s weights: they stay, and are not made %s", stated, asked)
+
+
 def require_whole_weights(folder: Path) -> list[Path]:
     """The safetensors files of ``folder``, each checked to be there and of its stated length.
 

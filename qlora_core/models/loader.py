@@ -15,9 +15,10 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from qlora_core.errors import BadInput, MemoryRanOut, is_out_of_memory
+from qlora_core.errors import BadInput, MemoryRanOut, first_line, is_out_of_memory
 from qlora_core.facts.architecture import Architecture
 from qlora_core.models.checkpoint import (
+    compare_quantization,
     fetch,
     quiet_loading,
     reading_not_mapping,
@@ -222,7 +223,7 @@ def _read_config(folder: Path, *, trust_remote_code: bool) -> Any:
             ) from None
         raise BadInput(
             f"transformers {transformers.__version__} cannot read the config of {folder}: "
-            f"{_first_line(error)}",
+            f"{first_line(error)}",
             "check config.json; a newer transformers may know this model type",
         ) from None
 
@@ -237,7 +238,9 @@ def _settings(
         "read_parameters": [*read, *(f"{layer}.weight" for layer in read)],
     }
     if stated is not None:
-        return QloraConfig.from_folder(stated, dtype, **parameters)
+        settings = QloraConfig.from_folder(stated, dtype, **parameters)
+        compare_quantization(settings.bnb_4bit_quant_type, quantize)
+        return settings
     if quantize is None:
         return None
     return QloraConfig(
@@ -269,7 +272,7 @@ def _clear_loading_errors(name: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise BadInput(
-            f"{name} cannot be loaded: {type(error).__name__}: {_first_line(error)}",
+            f"{name} cannot be loaded: {type(error).__name__}: {first_line(error)}",
             "check that config.json and the weight files belong together; "
             "`qlora-core detect --build` shows what the config describes",
         ) from error
@@ -294,8 +297,3 @@ def _name_origin(model: Any, name: str) -> None:
     """Adapters will name as their base what the user gave, not a path in the cache."""
     model.name_or_path = name
     model.config._name_or_path = name
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -113,8 +113,10 @@ def _require_at_hand(base: str, folder: Path) -> None:
         cached = None
     if not isinstance(cached, str):
         raise BadInput(
-            f"{folder} was trained on {base[:200]!r}, which is not on this machine",
-            "name the base yourself, with --model (merge: --base): then it may be downloaded",
+            f"{folder} was trained on {base[:200]!r}: no folder is called so from here, and the "
+            "Hub's cache does not hold it",
+            "name the base yourself, with --model (merge: --base): a folder, or an id that may "
+            "then be downloaded",
         )
 
 

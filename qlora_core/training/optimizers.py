@@ -83,6 +83,14 @@ def build_optimizer(
     return optimizer
 
 
+def require_warmup(warmup: float, total: int) -> None:
+    """Raise BadInput for a warm-up longer than the run."""
+    if warmup_steps(warmup, total) > total:
+        raise BadInput(
+            f"warmup = {warmup:g} steps, and the run has {total}", "lower warmup, or train longer"
+        )
+
+
 def warmup_steps(warmup: float, total: int) -> int:
     """``warmup`` as steps: a share of ``total`` below 1, else the number itself."""
     return round(warmup * total) if warmup < 1 else int(warmup)
@@ -116,13 +124,8 @@ def build_schedule(optimizer: Optimizer, *, name: str, warmup: float, total: int
     """The learning rate over ``total`` steps: up during the warm-up, then ``name``.
 
     transformers' own functions, so that a run can be compared with its Trainer's.
-    Raises BadInput for a warm-up longer than the run.
     """
     warm = warmup_steps(warmup, total)
-    if warm > total:
-        raise BadInput(
-            f"warmup = {warmup:g} steps, and the run has {total}", "lower warmup, or train longer"
-        )
     if name == "constant":
         return get_constant_schedule_with_warmup(optimizer, warm)  # type: ignore[no-any-return]
     make = {"cosine": get_cosine_schedule_with_warmup, "linear": get_linear_schedule_with_warmup}

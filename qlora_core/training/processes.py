@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, reduce
 from torch import nn
 
-from qlora_core.errors import BadInput, TrainingStopped
+from qlora_core.errors import BadInput, TrainingStopped, first_line
 
 SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -96,10 +96,9 @@ class Processes:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # gloo's and NCCL's: there is no narrower class
-            said = str(error).strip().partition("\n")[0]
             raise TrainingStopped(
                 f"rank {self.rank} of {self.count} processes (on {socket.gethostname()}) lost "
-                f"another process of this run: {said}",
+                f"another process of this run: {first_line(error)}",
                 "look for the first error among the processes' outputs; once it is repaired, the "
                 "same command with --resume goes on from the newest checkpoint",
             ) from error

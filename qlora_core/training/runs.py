@@ -127,11 +127,13 @@ def find_record(directory: Path, *, resume: bool) -> dict[str, Any] | None:
     """The record of the run in ``directory`` to go on with, None for a new run.
 
     Raises BadInput for a folder that holds a run while ``resume`` is not asked for, for results
-    of a run whose record is missing or damaged, and for those of another run beside a record.
+    of a run whose record is missing or damaged, for those of another run beside a record, for a
+    part of a run and for the folder of an adapter or a model.
     """
     names = (RECORD, METRICS, ADAPTER, CHECKPOINTS)
     present = [name for name in names if os.path.lexists(directory / name)]
     if not present:
+        _require_no_part(directory)
         return None
     if RECORD not in present:
         raise BadInput(
@@ -152,6 +154,21 @@ def find_record(directory: Path, *, resume: bool) -> dict[str, Any] | None:
                 "move it elsewhere: one folder holds one run",
             )
     return record
+
+
+def _require_no_part(directory: Path) -> None:
+    """Raise BadInput for a part of a run, and for the folder of an adapter or a model."""
+    run = next((p for p in directory.absolute().parents if os.path.lexists(p / RECORD)), None)
+    inside = run and directory.absolute().relative_to(run).parts[0] in (ADAPTER, CHECKPOINTS)
+    if run and inside:
+        raise BadInput(f"{directory} is a part of the run in {run}", f"give --output {run}")
+    held = [name for name in (files.MANIFEST, "adapter_config.json", "config.json")
+            if os.path.lexists(directory / name)]  # fmt: skip
+    if held:
+        raise BadInput(
+            f"{directory} holds {held[0]}: it is the folder of an adapter or a model",
+            "give another --output",
+        )
 
 
 @contextmanager

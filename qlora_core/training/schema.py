@@ -221,7 +221,7 @@ def _check(entry: Field[Any], value: Any) -> None:
         return
     if not _of_kind(kind(entry), value):
         raise BadInput(
-            f"{name} = {value!r}: expected {_expected(entry)}, got {type(value).__name__}",
+            f"{name} = {value!r}: expected {_expected(entry)}, got {_named(value)}",
             f"{name}: {limits['help']}",
         )
     choices = limits.get("choices")
@@ -253,7 +253,14 @@ def _of_kind(name: str, value: Any) -> bool:
     return isinstance(value, {"str": str, "int": int, "bool": bool}[name])
 
 
+def _named(value: Any) -> str:
+    """What kind of value it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "none that is finite"
+    return "a list" if isinstance(value, list | tuple) else type(value).__name__
+
+
 def _expected(entry: Field[Any]) -> str:
     words = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
-             "tuple": "a list of texts", "mapping": "a table of texts"}  # fmt: skip
+             "tuple": 'a list of texts, as ["a"]', "mapping": "a table of texts"}  # fmt: skip
     return words[kind(entry)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
@@ -38,7 +39,8 @@ def settings_from(config_file: Path | None, flags: Mapping[str, Any]) -> TrainSe
     the file, the key and the nearest name. Where the file says ``epochs`` and a flag says
     ``max_steps`` (or the other way round) the flag wins.
     """
-    values = {} if config_file is None else _read(config_file)
+    read = {} if config_file is None else _read(config_file)
+    values = {name: _as_flag(_FIELDS[name], value) for name, value in read.items()}
     given = {name: flags[name] for name in _FIELDS if flags.get(name) is not None}
     for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
         if one in given and other not in given:
@@ -119,8 +121,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         raise BadInput(f"{path} is not valid YAML: {error}", "correct that line") from None
     if not isinstance(values, dict | None):
         raise BadInput(f"{path} holds a {type(values).__name__}", "write lines of KEY: VALUE")
-    # YAML 1.1 reads 1e-4 as text: a number without a dot
-    return {k: _number_in_disguise(k, v) for k, v in (values or {}).items() if v is not None}
+    return {k: _as_meant(k, v) for k, v in (values or {}).items() if v is not None}
 
 
 def _no_key_twice(path: Path, root: Any) -> None:
@@ -146,14 +147,28 @@ def _no_key_twice(path: Path, root: Any) -> None:
             lines[name] = line
 
 
-def _number_in_disguise(key: Any, value: Any) -> Any:
+def _as_meant(key: Any, value: Any) -> Any:
+    """What YAML 1.1 reads otherwise: 1e-4 as text, as it has no dot, and on and off as booleans."""
     entry = _FIELDS.get(key)
-    if entry is None or kind(entry) != "float" or not isinstance(value, str):
+    if entry is None:
         return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
+    if isinstance(value, bool) and {"on", "off"} <= set(entry.metadata.get("choices") or ()):
+        return "on" if value else "off"
+    if kind(entry) == "float" and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _as_flag(entry: Field[Any], value: Any) -> Any:
+    """A settings file may write a value as its flag does, and a list where commas would stand."""
+    if kind(entry) == "mapping" and isinstance(value, str):
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            return _columns(value)
+    several = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    if entry.name in ("data", "eval_data", "targets", "trusted_roles") and several:
+        return ",".join(value)
+    return value
 
 
 def _argument(entry: Field[Any]) -> dict[str, Any]:

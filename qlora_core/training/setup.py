@@ -33,6 +33,7 @@ from qlora_core.training.optimizers import (
     build_schedule,
     default_learning_rate,
     optimizer_name,
+    require_warmup,
 )
 from qlora_core.training.packs import pack_budget
 from qlora_core.training.planning import Planning, steps_of
@@ -226,8 +227,10 @@ def build_loop(
 
 
 def total_steps(settings: TrainSettings, batches: Batches) -> int:
-    """Optimizer steps of the whole run."""
-    return steps_of(settings, batches.steps_per_epoch)
+    """Optimizer steps of the whole run. Raises BadInput for a warm-up longer than it."""
+    total = steps_of(settings, batches.steps_per_epoch)
+    require_warmup(settings.warmup, total)
+    return total
 
 
 def learning_rate(settings: TrainSettings, weights: int) -> float:

@@ -71,6 +71,7 @@ def train(
             progress.say(f"nothing to resume in {output}: starting from step 0")
         side_file = output / "refused_rows.jsonl" if processes.main else None
         inputs = setup.read_inputs(settings, detection, registry, side_file=side_file)
+        setup.total_steps(settings, inputs.batches(processes))  # refused before the model loads
         run = Run(output, processes.from_main(record or new), writes=processes.main)
         differs = require_same_run(run, inputs, processes, progress)
         if not differs and _is_done(run):

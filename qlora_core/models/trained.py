@@ -77,6 +77,8 @@ def read_adapter(path: str | Path, *, base: str | Path | None = None) -> Trained
     Raises BadInput for a folder without adapter, and for files that cannot be used.
     """
     folder = Path(path)
+    if not folder.exists():
+        raise BadInput(f"there is no folder {path}", "name the folder of a run or of an adapter")
     if not (folder / CONFIG).is_file():
         folder = folder / "adapter"
     if not (folder / CONFIG).is_file():

@@ -65,6 +65,38 @@ def test_a_misspelt_hook_is_refused() -> None:
     assert not registry.manager.has_plugin("typo")
 
 
+def test_a_plugin_without_hooks_is_broken_and_told_to_mark_its_functions(caplog: Any) -> None:
+    registry = Registry()
+    registry._load_entry(EntryPoint("idle", "colorsys", "qlora_core"), frozenset())
+    (idle,) = registry.records
+    assert (idle.status, idle.detail.partition(": ")[0]) == ("broken", "NoHooks")
+    assert "mark its functions with @hookimpl" in idle.repair
+    assert "it registers nothing" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["x = 1\n", "def qlora_architectures():\n    return []\n"])
+def test_a_plugin_file_without_hooks_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "idle.py"
+    path.write_text(text)
+    with pytest.raises(PluginError, match="it registers nothing") as refused:
+        Registry().load_file(path)
+    assert "mark its functions with @hookimpl" in refused.value.remedy
+
+
+def test_a_slow_plugin_file_is_named_and_its_prints_leave_standard_output_alone(
+    tmp_path: Path, monkeypatch: Any, caplog: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr("qlora_core.registry.loading.SLOW_SECONDS", -1.0)
+    path = tmp_path / "slow.py"
+    path.write_text(
+        "from qlora_core import hookimpl\nprint('hello')\n"
+        "@hookimpl\ndef qlora_architectures():\n    return []\n"
+    )
+    Registry().load_file(path)
+    assert f"plugin 'slow' ({path}) took" in caplog.text
+    assert capsys.readouterr().out == ""
+
+
 def test_an_entry_point_that_cannot_be_imported_is_broken_with_its_repair() -> None:
     registry = Registry()
     registry._load_entry(EntryPoint("gone", "no_such_module_here", "qlora_core"), frozenset())

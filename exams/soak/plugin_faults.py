@@ -56,7 +56,8 @@ FAULTS: dict[str, Fault] = {
     "has no such module": Fault("", "broken", "ModuleNotFoundError", entry="{module}_gone"),
     "has no such object": Fault("", "broken", "AttributeError", entry="{module}:gone"),
     "has an entry point that is none": Fault("", "broken", "", entry="not an entry!!"),
-    "prints at import": Fault("print('{{ hello')", "active", ""),
+    "prints at import": Fault("print('{{ hello')\n" + PROVIDES + "return []", "active", ""),
+    "has nothing in it": Fault("x = 1", "broken", "@hookimpl"),
     "raises in its hook": Fault(PROVIDES + "raise ValueError('oh no')", "broken", "oh no"),
     "exits in its hook": Fault(PROVIDES + "raise SystemExit(7)", "broken", "SystemExit"),
     "returns a number": Fault(PROVIDES + "return 42", "broken", "int"),
@@ -235,7 +236,8 @@ def _versions(place: Path) -> Iterator[Case]:
 
 
 def _ways(file: Path, stated: int) -> dict[str, Callable[[], object]]:
-    bare = type("Bare", (), {"QLORA_CORE_API": stated})()
+    watcher = staticmethod(hooks.hookimpl(lambda: None))
+    bare = type("Bare", (), {"QLORA_CORE_API": stated, "qlora_run_started": watcher})()
     return {
         "file": lambda: Registry().load_file(file),
         "object": lambda: Registry().add(bare, PluginRecord("bare", "a test", "1")),
@@ -252,5 +254,5 @@ def _raise_unless_0(arguments: list[str]) -> None:
 
 SUITE = Suite(
     "plugin-faults", "a faulty plugin is named with its repair; every other one goes on working",
-    cases, full=142, quick=64,
+    cases, full=147, quick=64,
 )  # fmt: skip

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib.util
 import logging
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import Distribution, EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -22,35 +15,21 @@ from qlora_core.errors import BadInput, PluginError, QloraError
 from qlora_core.facts.architecture import Architecture, ModelConfig
 from qlora_core.facts.prompt import PromptFormat
 from qlora_core.registry import hooks
+from qlora_core.registry.loading import (
+    MARK_THEM,
+    OURS,
+    NoHooks,
+    PluginRecord,
+    import_file,
+    load_order,
+    mark_broken,
+    origin,
+    require_api,
+    watched,
+)
 
-OURS = "qlora-core"
+__all__ = ["PluginRecord", "Registry"]
 log = logging.getLogger(OURS)
-
-
-SLOW_SECONDS = 2.0
-"""Loading a plugin takes milliseconds; a slow one delays every command."""
-
-
-class OtherApi(ValueError):
-    """The plugin is made for another version of the hooks."""
-
-
-@dataclass
-class PluginRecord:
-    """One plugin's origin and fate."""
-
-    name: str
-    source: str
-    """The distribution that brings it, or the file it was read from."""
-    version: str
-    status: str = "active"
-    """``active``, ``blocked`` (switched off by the user) or ``broken``."""
-    detail: str = ""
-    """Why it is blocked or broken."""
-    repair: str = ""
-    """What to do about it."""
-    provides: tuple[str, ...] = ()
-    """The names of its families."""
 
 
 class Registry:
@@ -74,7 +53,7 @@ class Registry:
         """
         registry = cls()
         blocked = frozenset(block)
-        entries = sorted(entry_points(group=hooks.PROJECT), key=_load_order)
+        entries = sorted(entry_points(group=hooks.PROJECT), key=load_order)
         unknown = blocked - {entry.name for entry in entries}
         if unknown:
             raise BadInput(
@@ -91,24 +70,28 @@ class Registry:
         """Register the plugin module at ``path``. Raises PluginError with the reason."""
         record = PluginRecord(path.stem, str(path), "file")
         try:
-            self.add(_import_file(path), record)
+            with watched(record):
+                self.add(import_file(path), record)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # an import may raise anything, SystemExit too
             raise PluginError(
                 f"plugin file {path}: {type(error).__name__}: {error}",
-                "mend the file, or leave out --plugin",
+                MARK_THEM if isinstance(error, NoHooks) else "mend the file, or leave out --plugin",
             ) from error
         return record
 
     def add(self, plugin: object, record: PluginRecord) -> None:
         """Register ``plugin`` whole, or not at all."""
-        _require_api(getattr(plugin, "QLORA_CORE_API", hooks.API))
+        require_api(getattr(plugin, "QLORA_CORE_API", hooks.API))
         if self.manager.has_plugin(record.name):
-            raise ValueError(f"the plugin name {record.name!r} is taken; rename the entry point")
+            what = "file" if record.version == "file" else "entry point"
+            raise ValueError(f"the plugin name {record.name!r} is taken; rename the {what}")
         try:
             self.manager.register(plugin, record.name)
             self.manager.check_pending()
+            if not self.manager.get_hookcallers(plugin):
+                raise NoHooks("it registers nothing: no function of it is marked with @hookimpl")
             self._collect(record)
         except BaseException:
             if self.manager.has_plugin(record.name):
@@ -166,26 +149,23 @@ class Registry:
                 self._set_aside(record, error)
 
     def _load_entry(self, entry: EntryPoint, blocked: frozenset[str]) -> None:
-        name, version = _origin(entry.dist) if entry.dist else ("", "")
+        name, version = origin(entry.dist) if entry.dist else ("", "")
         record = PluginRecord(entry.name, name or "unknown", version or "unknown")
         if entry.name in blocked:
             record.status, record.detail = "blocked", "switched off by --block"
             record.repair = f"leave out --block {entry.name}"
             self.records.append(record)
             return
-        start = time.monotonic()
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # --json has standard output to itself
+            with watched(record):
                 self.add(entry.load(), record)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # an import may raise anything, SystemExit too
             self.records.append(record)
-            _mark_broken(record, error)
+            mark_broken(record, error)
             log.warning("plugin %r (%s %s) is left out: %s\n  -> %s", record.name, record.source,
                         record.version, record.detail, record.repair)  # fmt: skip
-        if (seconds := time.monotonic() - start) > SLOW_SECONDS:
-            log.warning("plugin %r (%s) took %.1f s to load", record.name, record.source, seconds)
 
     def _collect(self, record: PluginRecord) -> None:
         families = self._ask(record, "qlora_architectures", Architecture, self.architectures)
@@ -221,45 +201,9 @@ class Registry:
                 yield record, _with_known_arguments(implementation)
 
     def _set_aside(self, record: PluginRecord, error: BaseException) -> None:
-        _mark_broken(record, error)
+        mark_broken(record, error)
         for name in record.provides:
             self.architectures.pop(name, None)
-
-
-def _load_order(entry: EntryPoint) -> tuple[bool, str, str]:
-    """Our own plugins first, so that no other distribution can take their names."""
-    distribution = _origin(entry.dist)[0] if entry.dist else ""
-    return distribution != OURS, distribution, entry.name
-
-
-@lru_cache(maxsize=64)
-def _origin(distribution: Distribution) -> tuple[str, str]:
-    """Name and version; empty where the installed metadata is damaged.
-
-    Reading them parses a file, and one distribution may bring a hundred plugins.
-    """
-    metadata = distribution.metadata
-    return metadata["Name"] or "", metadata["Version"] or ""
-
-
-def _require_api(stated: Any) -> None:
-    """Refuse a plugin that was written for hooks that this release does not have."""
-    if stated not in range(hooks.OLDEST_API, hooks.API + 1):
-        raise OtherApi(
-            f"it is written for version {stated!r} of the plugin API, and this qlora-core has "
-            f"{hooks.API} (and takes {hooks.OLDEST_API} and later)"
-        )
-
-
-def _mark_broken(record: PluginRecord, error: BaseException) -> None:
-    record.status = "broken"
-    record.detail = f"{type(error).__name__}: {error}"
-    if isinstance(error, ImportError) and error.name:
-        record.repair = f"pip install {error.name.partition('.')[0]}"
-    elif isinstance(error, OtherApi):
-        record.repair = f"pip install --upgrade {OURS} {record.source}"
-    else:
-        record.repair = f"update or remove {record.source}, or --block {record.name}"
 
 
 def _typed(value: Any, kind: type) -> Any:
@@ -276,20 +220,3 @@ def _with_known_arguments(implementation: pluggy.HookImpl) -> Callable[..., Any]
         return implementation.function(**wanted)
 
     return call
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    name = f"qlora_core_plugin_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

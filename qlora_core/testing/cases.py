@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,11 +22,14 @@ from qlora_core.models.skeleton import (
 )
 from qlora_core.models.structure import analyse
 from qlora_core.registry.detect import installed
-from qlora_core.registry.manager import PluginRecord
+from qlora_core.registry.manager import PluginRecord, Registry
 
 OURS = "qlora-core"
 NEWEST_TRANSFORMERS = (5, 23)
 """The newest supported release: our families describe the types that it knows."""
+
+
+_ANALYSED: dict[str, Structure] = {}
 
 
 class Case(NamedTuple):
@@ -33,6 +37,8 @@ class Case(NamedTuple):
 
     family: Architecture
     model_type: str
+    registry: Registry | None = None
+    """The plugins that it is examined among: the installed ones, unless stated."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -40,22 +46,38 @@ class Case(NamedTuple):
         return {**self.family.example, "model_type": self.model_type}
 
 
+@cache
+def registry_of(plugin: str) -> Registry:
+    """Everything installed, and the plugin itself where it is a file."""
+    if _is_file(plugin):
+        return Registry.from_environment(files=[plugin])
+    return installed()
+
+
 def records_of(plugin: str) -> list[PluginRecord]:
-    """The plugins of that entry point; all of qlora-core's own for ``"*"``."""
+    """The plugins of that entry point or file; all of qlora-core's own for ``"*"``."""
+    records = registry_of(plugin).records
     if plugin == "*":
-        return [record for record in installed().records if record.source == OURS]
-    return [record for record in installed().records if record.name == plugin]
+        return [record for record in records if record.source == OURS]
+    if _is_file(plugin):
+        return [record for record in records if record.source == str(Path(plugin))]
+    return [record for record in records if record.name == plugin]
+
+
+def _is_file(plugin: str) -> bool:
+    return plugin.endswith(".py")
 
 
 def cases_of(plugin: str) -> Iterator[Case]:
     """Every family as each of its types that can be built; its example's own always."""
+    registry = registry_of(plugin)
     for record in records_of(plugin):
         for name in record.provides:
-            family = installed().architectures[name]
+            family = registry.architectures[name]
             register_classes(family)
             own = str(family.example.get("model_type"))
             known = [kind for kind in family.model_types if kind in CONFIG_MAPPING]
-            yield from (Case(family, kind) for kind in dict.fromkeys((own, *known)))
+            yield from (Case(family, kind, registry) for kind in dict.fromkeys((own, *known)))
 
 
 def marked(case: Case, plugin: str) -> Any:
@@ -93,10 +115,7 @@ def _builds(config: Mapping[str, Any]) -> bool:
 def structure_of(case: Case) -> Structure:
     """What the case's skeleton is made of; skips as `require_class` does."""
     require_class(case.family, case.model_type)
-    return _analysed(case.family.name, case.model_type)
-
-
-@cache
-def _analysed(family: str, model_type: str) -> Structure:
-    example = installed().architectures[family].example
-    return analyse(build_skeleton({**example, "model_type": model_type}))
+    key = repr(case.config)
+    if key not in _ANALYSED:
+        _ANALYSED[key] = analyse(build_skeleton(case.config))
+    return _ANALYSED[key]

@@ -17,9 +17,7 @@ from qlora_core.models.adapters import attach
 from qlora_core.models.loader import load_model
 from qlora_core.models.names import hits
 from qlora_core.models.parts import below
-from qlora_core.models.skeleton import (
-    build_skeleton,
-)
+from qlora_core.models.skeleton import build_skeleton
 from qlora_core.registry.detect import detect
 from qlora_core.registry.detection import Fit
 from qlora_core.testing.cases import Case, cases_of, marked, records_of, require_class, structure_of
@@ -38,14 +36,15 @@ _SPECIAL = {"bos": "<first>", "eos": "<last>"}
 
 
 class ArchitectureContract:
-    """A test per promise, for every family that ``plugin`` provides through its entry point.
+    """A test per promise, for every family that ``plugin`` provides.
 
         class TestMyFamily(ArchitectureContract):
             plugin = "my_family"
 
-    ``plugin`` is the name of the entry point, or ``"*"`` for all of qlora-core's own. Each family
-    is examined as every model type that it claims and that transformers can build; of ours, types
-    beyond the one of a family's example are marked ``slow``.
+    ``plugin`` is the name of the entry point, the path of a plugin file (``my_family.py``), or
+    ``"*"`` for all of qlora-core's own. Each family is examined as every model type that it
+    claims and that transformers can build; of ours, types beyond the one of a family's example
+    are marked ``slow``.
     """
 
     plugin: ClassVar[str]
@@ -68,7 +67,7 @@ class ArchitectureContract:
 
     def test_it_recognises_its_own_example(self, case: Case) -> None:
         """Detection must choose this family for its example, and not as a last resort."""
-        found = detect(case.config)
+        found = detect(case.config, registry=case.registry)
         assert (found.architecture.name, found.fit > Fit.FALLBACK) == (case.family.name, True), (
             f"{case.model_type} is detected as {found.architecture.name} ({found.reason}): "
             "state the type in model_types, narrow `where`, or name the other in `supersedes`"
@@ -181,7 +180,9 @@ class ArchitectureContract:
         torch.manual_seed(0)
         base: Any = build_skeleton(case.config, device="cpu")
         _save(_awake(base), case.config, tmp_path)
-        loaded = load_model(tmp_path, compute_dtype=torch.float32, device="cpu")
+        loaded = load_model(
+            tmp_path, compute_dtype=torch.float32, device="cpu", registry=case.registry
+        )
         loaded.quantization.require_complete()
         kept = tuple(case.family.targets.keep_unquantized)
         layers = [x.path for x in structure_of(case).adaptable() if not below(x.path, kept)]

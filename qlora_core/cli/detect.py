@@ -138,8 +138,11 @@ def _lines(detection: Detection, *, explain: bool) -> list[str]:
     for notice in detection.warnings:
         lines += [f"warning [{notice.code}] {notice.message}", f"  -> {notice.remedy}"]
     if explain:
+        wide = max((len(v.name) for v in detection.verdicts), default=0)
         lines += ["", "verdicts"]
-        lines += [f"  {v.fit.name.lower():<11}{v.name:<16}{v.reason}" for v in detection.verdicts]
+        lines += [
+            f"  {v.fit.name.lower():<11}{v.name:<{wide}}  {v.reason}" for v in detection.verdicts
+        ]
     return lines
 
 

@@ -43,7 +43,8 @@ def qlora_core(python: Path, *arguments: str | Path) -> subprocess.CompletedProc
 
 def test_it_is_listed_with_its_origin(outsider: Path) -> None:
     listed = qlora_core(outsider, "plugins").stdout
-    assert "active   parrot         qlora-core-parrot 0.3.0  parrot" in listed
+    rows = [line.split() for line in listed.splitlines()]
+    assert ["active", "parrot", "qlora-core-parrot", "0.3.0", "parrot"] in rows
 
 
 def test_its_models_are_detected_without_a_word_from_us(outsider: Path, tmp_path: Path) -> None:

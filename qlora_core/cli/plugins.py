@@ -47,7 +47,8 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([asdict(record) for record in records], indent=2))
     else:
-        print("\n".join(line for record in records for line in _lines(record)))
+        wide = max((len(record.name) for record in records), default=0)
+        print("\n".join(line for record in records for line in _lines(record, wide)))
     return int(any(record.status == "broken" for record in records))
 
 
@@ -80,10 +81,16 @@ def run_new(arguments: argparse.Namespace) -> int:
     """Write the package and say what to do with it."""
     from qlora_core.cli.scaffold import write_package
 
-    folder = write_package(arguments.name, model=arguments.model, output=arguments.output)
+    folder, notes = write_package(
+        arguments.name,
+        model=arguments.model,
+        output=arguments.output,
+        registry=registry_from(arguments),
+    )
     print(f"wrote {folder}")
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         print(f"  {path.relative_to(folder)}")
+    print("".join(f"note: {note}\n" for note in notes), end="")
     print(
         f"next: check the facts in {folder}/{arguments.name}.py, then\n"
         f"  pip install -e {folder}\n"
@@ -116,10 +123,10 @@ def _known_plugin(arguments: argparse.Namespace) -> str:
     return str(name)
 
 
-def _lines(record: PluginRecord) -> list[str]:
+def _lines(record: PluginRecord, wide: int) -> list[str]:
     origin = f"{record.source} {record.version}"
     lines = [
-        f"{record.status:<8} {record.name:<14} {origin}  {', '.join(record.provides)}".rstrip()
+        f"{record.status:<8} {record.name:<{wide}} {origin}  {', '.join(record.provides)}".rstrip()
     ]
     if record.detail:
         lines += [f"         {record.detail}", f"         -> {record.repair}"]

@@ -71,8 +71,9 @@ LLAMA = {
 def begun(tmp_path: Path, monkeypatch: Any, capfd: pytest.CaptureFixture[str]) -> str:
     """What `plugins new my_family` says of a Llama; its folder is beside the working one."""
     monkeypatch.chdir(tmp_path)
-    Path("config.json").write_text(json.dumps(LLAMA))
-    assert main(["plugins", "new", "my_family", "--model", "config.json"]) == 0
+    Path("small.json").write_text(json.dumps(LLAMA))
+    Path("config.json").write_text("{}")  # of something else: only the named file is read
+    assert main(["plugins", "new", "my_family", "--model", "small.json"]) == 0
     return capfd.readouterr().out
 
 

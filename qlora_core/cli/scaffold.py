@@ -166,9 +166,10 @@ def _facts(name: str, model: str | None, registry: Registry) -> tuple[dict[str, 
     else:
         from qlora_core.models.skeleton import build_skeleton
         from qlora_core.models.structure import analyse
-        from qlora_core.registry.files import ModelFolder
+        from qlora_core.registry.files import ModelFolder, read_json
 
-        config = ModelFolder(model).config()
+        path = Path(model)
+        config = read_json(path) if path.is_file() else ModelFolder(model).config()
         equal, notes = _rivals(name, config, registry)
         targets = analyse(build_skeleton(config)).targets()
         attention, mlp, recurrent = targets.attention, targets.mlp, targets.recurrent

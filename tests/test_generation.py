@@ -201,7 +201,7 @@ def test_a_chat_keeps_its_history_and_ends_at_exit(
     [
         ([], "no model was named"),
         (["--chat", "--raw", "--model", "x"], "--raw continues plain text"),
-        (["--adapter", "nowhere", "--prompt", "x"], "nowhere holds no adapter_config.json"),
+        (["--adapter", "nowhere", "--prompt", "x"], "there is no folder nowhere"),
     ],
 )
 def test_wrong_usage_is_one_clear_message(

@@ -54,10 +54,11 @@ class Copy:
         for name, part in IMPORT_NAMES.items():
             (folder / name).symlink_to(folder / part)
         data = os.environ.get("QLORA_TEST_DATA", str(ROOT.parent / "shared"))
+        inherited = {k: v for k, v in os.environ.items() if k != "QLORA_SHARD"}  # of other tests
         self.server = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {
+            env=inherited | {
                 "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "QLORA_TEST_DATA": data,
             },
         )  # fmt: skip

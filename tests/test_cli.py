@@ -10,6 +10,7 @@ import pytest
 
 from qlora_core import Registry
 from qlora_core.cli.main import main
+from qlora_core.registry.detect import installed
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -56,15 +57,7 @@ def test_flags_that_would_do_nothing_are_refused(
     assert said in capsys.readouterr().err
 
 
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 256,
-}
+LLAMA = dict(installed().architectures["llama"].example)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from qlora_core.data.json_rows import Row, without_nulls
-from qlora_core.errors import BadInput
+from qlora_core.errors import BadInput, first_line
 
 
 def read_hub(
@@ -64,7 +64,7 @@ def _offline() -> Iterator[None]:
 def _unreachable(name: str, error: Exception) -> BadInput:
     return BadInput(
         f"the dataset {name} is not on this machine and the Hub cannot be reached: "
-        f"{_first_line(error)}",
+        f"{first_line(error)[:200]}",
         "check the connection, --offline and HF_HUB_OFFLINE, or name a local file",
     )
 
@@ -72,17 +72,12 @@ def _unreachable(name: str, error: Exception) -> BadInput:
 def _refused(name: str, error: Exception) -> BadInput:
     text = str(error)
     if "Config name is missing" in text or "BuilderConfig" in text:
-        return BadInput(f"the dataset {name}: {_first_line(error)}", f"write {name}/CONFIG")
+        return BadInput(f"the dataset {name}: {first_line(error)[:200]}", f"write {name}/CONFIG")
     if "gated" in text:
         return BadInput(
             f"the dataset {name} is gated", "accept its terms on the Hub, then `hf auth login`"
         )
     return BadInput(
-        f"the dataset {name} cannot be loaded: {_first_line(error)}",
+        f"the dataset {name} cannot be loaded: {first_line(error)[:200]}",
         "check the spelling of the id, or log in with `hf auth login` if it is private",
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

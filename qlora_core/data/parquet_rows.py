@@ -9,7 +9,7 @@ from typing import Any
 from qlora_core.data.csv_rows import no_column_twice
 from qlora_core.data.json_rows import Row, without_nulls
 from qlora_core.data.problems import Problems
-from qlora_core.errors import BadInput
+from qlora_core.errors import BadInput, first_line
 
 
 def read_parquet(path: Path, name: str, problems: Problems) -> Iterator[Row]:
@@ -32,9 +32,9 @@ def read_parquet(path: Path, name: str, problems: Problems) -> Iterator[Row]:
                 if values is not None:
                     yield Row(name, number, {k: without_nulls(v) for k, v in values.items()})
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
         raise BadInput(
-            f"{name}: not a readable Parquet file: {reason}", "write or download it again"
+            f"{name}: not a readable Parquet file: {first_line(error)[:200]}",
+            "write or download it again",
         ) from None
 
 

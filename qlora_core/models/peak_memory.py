@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from qlora_core.errors import QloraError, TrainingStopped
+from qlora_core.errors import QloraError, TrainingStopped, first_line
 from qlora_core.models.memory_plan import (
     ACTIVATIONS,
     FOUR_BIT,
@@ -20,7 +20,6 @@ from qlora_core.models.memory_plan import (
 
 def explain_out_of_memory(error: BaseException, plan: MemoryPlan) -> QloraError:
     """The plan's table, the term that most likely grew too large, and what to change next."""
-    lines = str(error).strip().splitlines()
     changeable = (OPTIMIZER, ACTIVATIONS, LAYER, HEAD)
     term = max(changeable, key=lambda name: plan.terms[name])
     weights = plan.terms[FOUR_BIT] + plan.terms[REST]
@@ -31,7 +30,7 @@ def explain_out_of_memory(error: BaseException, plan: MemoryPlan) -> QloraError:
     else:
         remedy = _REMEDIES[term]
     return TrainingStopped(
-        f"out of memory: {lines[0] if lines else type(error).__name__}\n"
+        f"out of memory: {first_line(error)}\n"
         f"planned for {plan.tokens:,} tokens at a time:\n{plan.table()}\n"
         f"most likely too large: {term}",
         remedy,

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from qlora_core.errors import BadInput
+from qlora_core.errors import BadInput, first_line
 from qlora_core.facts.architecture import Architecture
 
 _TEXT = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
@@ -167,7 +167,7 @@ def _explained(model_type: str) -> Iterator[None]:
     except Exception as error:
         raise BadInput(
             f"transformers {transformers.__version__} cannot build this {model_type!r} config: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}",
+            f"{type(error).__name__}: {first_line(error)}",
             "check config.json against the model's card",
         ) from error
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from qlora_core.data.tokenizer import has_tokenizer, load_tokenizer
-from qlora_core.errors import BadInput
+from qlora_core.errors import BadInput, first_line
 from qlora_core.facts.architecture import Architecture
 from qlora_core.models.adapter_config import check_adapter_config
 from qlora_core.models.devices import parse_dtype
@@ -142,7 +142,7 @@ def put_on(model: Any, adapter: TrainedAdapter) -> peft.PeftModel:
         first = next((line for line in str(error).splitlines() if "size mismatch" in line), None)
         raise BadInput(
             f"the adapter in {adapter.folder} does not fit {adapter.base}: "
-            f"{(first or str(error)).strip().splitlines()[0]}",
+            f"{(first or first_line(error)).strip()}",
             "name the base that it was trained on",
         ) from None
     _fill(wrapped, adapter)

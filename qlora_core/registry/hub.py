@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qlora_core.errors import BadInput
+from qlora_core.errors import BadInput, first_line
 
 LOCAL = "or give the path of a local folder"
 
@@ -49,9 +49,8 @@ def clear_errors(
         # RuntimeError: how huggingface_hub 1.3 ends its retries, its client closed meanwhile
         if isinstance(error, RuntimeError) and "client has been closed" not in str(error):
             raise
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
-            f"{hub_id}: the Hub cannot be used: {line}", f"try again later, {LOCAL}"
+            f"{hub_id}: the Hub cannot be used: {first_line(error)}", f"try again later, {LOCAL}"
         ) from None
     finally:
         http.removeFilter(_is_no_retry)
